@@ -1,0 +1,164 @@
+"""Files written whole or not at all, and a cache keyed by content.
+
+An entry is a folder named by the hash of everything that determines its content.  It is built in a work folder that
+survives an interruption (so that a build can go on), then moved into place with a manifest of checksums.  A lock that
+dies with its process keeps two processes from building the same entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Iterator
+
+from filelock import FileLock, Timeout
+
+PACKAGE = Path(__file__).parent
+MANIFEST = "manifest.json"
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
+    """Hash of names and contents.  Large files are hashed once and remembered by path, size and mtime."""
+    memory_path = cache_dir / "file_hashes.json"
+    memory = read_json(memory_path, {})
+    known = len(memory)
+    parts = []
+    for path in files:
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        if stat.st_size < 1 << 26:
+            parts.append((path.name, sha256(path)))
+            continue
+        if key not in memory:
+            memory[key] = sha256(path)
+        parts.append((path.name, memory[key]))
+    if len(memory) > known:
+        write_text(memory_path, json.dumps(memory))
+    return digest(parts)
+
+
+@lru_cache(maxsize=8)
+def code_digest(*parts: str) -> str:
+    """Hash of the package's source files under the named files and folders, so that no result outlives its code."""
+    files: list[Path] = []
+    for part in parts:
+        path = PACKAGE / part
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return digest([(str(f.relative_to(PACKAGE)), sha256(f)) for f in files])
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """The file's content, or `default` where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return default
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Move a finished folder to its place, replacing what is there."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+    if target.exists():
+        old = target.with_name(f".{target.name}.old.{os.getpid()}")
+        os.rename(target, old)
+        os.rename(folder, target)
+        shutil.rmtree(old)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, target)
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a lock that ends with the process.  `waiting` is called once where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Cache:
+    """Folders under `root`, by kind and key.  Safe for several processes."""
+
+    def __init__(self, root: Path, say: Callable[[str], None]):
+        self.root, self.say = root, say
+
+    def path(self, kind: str, key: dict[str, Any]) -> Path:
+        return self.root / kind / digest(key)
+
+    def has(self, kind: str, key: dict[str, Any]) -> bool:
+        return (self.path(kind, key) / MANIFEST).is_file()
+
+    def get(self, kind: str, key: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
+        """The entry's folder; where it is missing or damaged, build(work, out) fills `out` first.
+
+        `work` is kept while the build is unfinished: what an interrupted build left there can be used.
+        """
+        target = self.path(kind, key)
+        if self._intact(target):
+            return target
+        waiting = f"another process is making this {kind} entry; waiting for it"
+        with locked(target.with_suffix(".lock"), lambda: self.say(waiting)):
+            if self._intact(target):
+                return target
+            if target.exists():
+                self.say(f"{target} is damaged (checksum); it is made again")
+                shutil.rmtree(target)
+            work, out = target.with_suffix(".work"), target.with_suffix(".out")
+            shutil.rmtree(out, ignore_errors=True)
+            work.mkdir(parents=True, exist_ok=True)
+            out.mkdir(parents=True)
+            build(work, out)
+            files = {str(p.relative_to(out)): sha256(p) for p in sorted(out.rglob("*")) if p.is_file()}
+            write_text(out / MANIFEST, json.dumps({"key": key, "files": files}, indent=1, default=str))
+            publish(out, target)
+            shutil.rmtree(work)
+        return target
+
+    @staticmethod
+    def _intact(target: Path) -> bool:
+        manifest = read_json(target / MANIFEST, None)
+        if manifest is None:
+            return False
+        return all(
+            (target / name).is_file() and sha256(target / name) == value
+            for name, value in manifest["files"].items()
+        )

@@ -1,0 +1,1 @@
+"""Data: text rows, prompts, token ids, batches."""

@@ -1,0 +1,128 @@
+"""Token ids to batches, and the order of a training run: pure functions of (data, seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from soul_cli.types import Batch, Prompted
+
+BUCKET = 16  # batches that are sorted by length together
+
+
+def collate(groups: Sequence[Prompted], *, score_prompt: bool = False) -> Batch:
+    """Right-pad groups to one batch.
+
+    A group with several answers becomes one row: the prompt once, then the answers side by side; each answer sees
+    the prompt and itself only, and its positions continue the prompt's.  Owners count the answers in order; with
+    score_prompt every group's prompt (without its first token) comes before its answers as one owner more.
+    Pads need no mask in a plain causal row: they stand after every real token.
+    """
+    width = max(map(len, groups))
+    packed = any(len(g.answers) > 1 for g in groups)
+    input_ids = torch.zeros(len(groups), width, dtype=torch.long)
+    position_ids = torch.zeros_like(input_ids)
+    segment = torch.full_like(input_ids, -1)  # 0 prompt, 1.. answers, -1 pad
+    where: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    owners = 0
+    for b, group in enumerate(groups):
+        p = len(group.prompt)
+        input_ids[b, :p] = torch.tensor(group.prompt)
+        position_ids[b, :p] = torch.arange(p)
+        segment[b, :p] = 0
+        if score_prompt:
+            where += range(b * width, b * width + p - 1)
+            targets += group.prompt[1:]
+            owner += [owners] * (p - 1)
+            owners += 1
+        at = p
+        for k, answer in enumerate(group.answers):
+            n = len(answer)
+            input_ids[b, at : at + n] = torch.tensor(answer)
+            position_ids[b, at : at + n] = torch.arange(p, p + n)
+            segment[b, at : at + n] = k + 1
+            # the prompt's last token predicts the first answer token, each answer token the next
+            where += [b * width + p - 1, *range(b * width + at, b * width + at + n - 1)]
+            targets += answer
+            owner += [owners] * n
+            owners += 1
+            at += n
+    mask = None
+    if packed:
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        own = segment[:, :, None] == segment[:, None, :]
+        mask = (causal & (own | (segment[:, None, :] == 0)))[:, None]
+    return Batch(
+        input_ids,
+        position_ids if packed else None,
+        mask,
+        torch.tensor(where),
+        torch.tensor(targets),
+        torch.tensor(owner),
+        owners,
+    )
+
+
+def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `budget` padded tokens, longest first (so that memory peaks at once)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    while order:
+        size = max(1, budget // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def shuffled(n: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n, generator=generator).tolist()
+
+
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Every index once, in batches of `size` rows of similar length, in random order."""
+    order = shuffled(len(lengths), seed, epoch)
+    batches: list[list[int]] = []
+    for at in range(0, len(order), BUCKET * size):
+        bucket = sorted(order[at : at + BUCKET * size], key=lambda i: (lengths[i], i))
+        batches += [bucket[j : j + size] for j in range(0, len(bucket), size)]
+    return [batches[i] for i in shuffled(len(batches), seed + 1, epoch)]
+
+
+def cycle(n: int, start: int, count: int, seed: int) -> list[int]:
+    """`count` indices from an endless sequence of shuffled passes over 0..n-1, beginning at `start`."""
+    picked: list[int] = []
+    while len(picked) < count:
+        lap, offset = divmod(start + len(picked), n)
+        picked += shuffled(n, seed + 2, lap)[offset : offset + count - len(picked)]
+    return picked
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: per micro-batch the indices of its forget and its retain rows."""
+
+    micro: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+def plan_epoch(
+    forget: Sequence[int], retain: Sequence[int], *, size: int, accumulation: int, seed: int, epoch: int
+) -> list[Step]:
+    """The steps of one epoch over the forget rows (over the retain rows where there are no forget rows).
+
+    forget, retain: lengths in tokens.  Each forget batch meets as many retain rows as it has itself, taken in turn
+    from shuffled passes over all of them, so that the pairs differ between epochs.
+    """
+    if forget:
+        batches = epoch_batches(forget, size, seed, epoch)
+        paired = cycle(len(retain), epoch * len(forget), len(forget), seed) if retain else []
+        micro = []
+        at = 0
+        for batch in batches:
+            micro.append((tuple(batch), tuple(paired[at : at + len(batch)])))
+            at += len(batch)
+    else:
+        micro = [((), tuple(batch)) for batch in epoch_batches(retain, size, seed, epoch)]
+    return [Step(tuple(micro[i : i + accumulation])) for i in range(0, len(micro), accumulation)]

@@ -1,0 +1,1 @@
+"""Scoring and generation: model + token ids in, numbers and text out."""

@@ -1,0 +1,86 @@
+"""Batched greedy decoding with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from soul_cli.evaluate.likelihood import Autocast
+
+
+@torch.inference_mode()
+def greedy(
+    lm: Any,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    eos: int,
+    max_total: int,
+    budget: int,
+    autocast: Autocast = nullcontext,
+    progress: Callable[[int], None] = lambda n: None,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, without its EOS; prompt + answer have at most max_total tokens.
+
+    Prompts are batched by length and padded on the left.  A row that has ended leaves the batch, cache and all,
+    as soon as that frees a quarter of it.
+    """
+    outputs: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    size = max(1, budget // max_total)
+    for at in range(0, len(order), size):
+        indices = order[at : at + size]
+        _decode(lm, prompts, indices, outputs, eos, max_total, autocast)
+        progress(len(indices))
+    return outputs
+
+
+def _decode(
+    lm: Any,
+    prompts: Sequence[tuple[int, ...]],
+    indices: list[int],
+    outputs: list[list[int]],
+    eos: int,
+    max_total: int,
+    autocast: Autocast,
+) -> None:
+    device = lm.device
+    width = max(len(prompts[i]) for i in indices)
+    ids = torch.tensor([[0] * (width - len(prompts[i])) + list(prompts[i]) for i in indices], device=device)
+    mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in indices], device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    room = torch.tensor([max_total - len(prompts[i]) for i in indices], device=device)
+    rows = torch.tensor(indices, device=device)
+    cache = None
+    made: list[tuple[torch.Tensor, torch.Tensor]] = []  # (row, token) of every kept token
+    active = room > 0
+    count = 0
+    while bool(active.any()):
+        if int(active.sum()) <= 0.75 * len(active):
+            keep = active.nonzero().squeeze(1)
+            ids, mask, positions = ids[keep], mask[keep], positions[keep]
+            rows, room, active = rows[keep], room[keep], active[keep]
+            if cache is not None:
+                cache.batch_select_indices(keep)
+        with autocast():
+            out = lm(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        cache = out.past_key_values
+        token = out.logits[:, -1].argmax(-1)
+        count += 1
+        written = active & (token != eos)
+        made.append((rows[written], token[written]))
+        active = written & (room > count)
+        ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    for row_ids, tokens in made:
+        for row, value in zip(row_ids.tolist(), tokens.tolist(), strict=True):
+            outputs[row].append(value)

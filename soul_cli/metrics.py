@@ -1,0 +1,193 @@
+"""Metrics as pure functions of arrays and texts.  No model, no files.
+
+Conventions: nll is the mean negative log-likelihood in nats per answer token, EOS included.  Counts must agree;
+empty input is an error, never 0.  Every function that the published tables rest on is held against golden
+values in the tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from rouge_score import rouge_scorer
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+Array = NDArray[np.float64]
+
+
+def _rows(values: object, name: str) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError(f"{name} is empty")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has {int((~np.isfinite(array)).sum())} values that are not finite")
+    return array
+
+
+# --- likelihood --------------------------------------------------------------------------------------------
+
+
+def probability(nll: object) -> Array:
+    """Length-normalised answer probability exp(-nll), (N,) -> (N,).  TOFU, section 2.2.1."""
+    return np.exp(-_rows(nll, "nll"))
+
+
+def truth_ratio(right: object, wrong: object, *, mean: str) -> Array:
+    """R = P(wrong)/P(right); 1 = cannot tell them apart, above 1 = prefers the false answers.
+
+    right (N,), wrong (N, K): nats per token.  mean="geometric": exp(-mean_j nll_j), as in TOFU's aggregation
+    and every published TOFU table; mean="arithmetic": mean_j exp(-nll_j), as in TOFU's evaluation code and SOUL
+    (which adds 1e-12 to the denominator; so do we).  Returns (N,).
+    """
+    r, w = _rows(right, "right"), _rows(wrong, "wrong")
+    if w.ndim != 2 or r.shape != w.shape[:1]:
+        raise ValueError(f"right {r.shape} and wrong {w.shape} must be (N,) and (N, K)")
+    if mean == "geometric":
+        return np.exp(r - w.mean(axis=1))
+    if mean == "arithmetic":
+        return np.exp(-w).mean(axis=1) / (np.exp(-r) + 1e-12)
+    raise ValueError(f"mean={mean!r}: must be 'geometric' or 'arithmetic'")
+
+
+def choice_probability(right: object, wrong: object) -> Array:
+    """p / (p + sum_j p_j) for real authors and world facts, (N,), (N, K) -> (N,).  TOFU, section 2.2.1."""
+    p, q = probability(right), np.exp(-_rows(wrong, "wrong"))
+    return p / (p + q.sum(axis=1))
+
+
+def ks_test(a: object, b: object) -> tuple[float, float]:
+    """Two-sample Kolmogorov-Smirnov test -> (p-value, D).  The p-value is a step function of D."""
+    result = stats.ks_2samp(_rows(a, "a"), _rows(b, "b"))
+    return float(result.pvalue), float(result.statistic)
+
+
+def extraction_strength(correct: Sequence[int]) -> float:
+    """Share of the answer that greedy decoding completes by itself from the earliest possible prefix.
+
+    correct: 1 where the arg-max under teacher forcing is the true token.  The longest all-correct suffix is what
+    greedy decoding would recite.  Carlini et al. 2021; definition as in open-unlearning.
+    """
+    if not correct:
+        raise ValueError("correct is empty")
+    run = 0
+    for hit in reversed(correct):
+        if not hit:
+            break
+        run += 1
+    return run / len(correct)
+
+
+def exact_memorization(correct: Sequence[int]) -> float:
+    """Share of answer tokens that are the arg-max under teacher forcing.  Tirumala et al. 2022."""
+    if not correct:
+        raise ValueError("correct is empty")
+    return sum(correct) / len(correct)
+
+
+# --- membership --------------------------------------------------------------------------------------------
+
+
+def min_k(logps: Sequence[float], percent: float) -> float:
+    """Min-K%: mean of the lowest `percent` of the token log-probabilities (at least one).  Shi et al. 2024."""
+    values = np.sort(_rows(logps, "logps"))
+    return float(values[: max(1, int(len(values) * percent / 100))].mean())
+
+
+def auroc(members: object, non_members: object) -> float:
+    """P(a member's score is above a non-member's), ties count half.  0.5 = cannot tell them apart."""
+    m, n = _rows(members, "members"), _rows(non_members, "non_members")
+    labels = np.concatenate([np.ones(len(m)), np.zeros(len(n))])
+    return float(roc_auc_score(labels, np.concatenate([m, n])))
+
+
+def auroc_released(forget: object, others: object) -> float:
+    """The membership score as SOUL's released code computes it, for comparison with its tables only.
+
+    Two defects are kept: the labels (len(others) zeros, then len(forget) ones) are laid over the scores in the
+    order forget, others; and the score's sign is inverted.
+    """
+    f, o = _rows(forget, "forget"), _rows(others, "others")
+    labels = np.concatenate([np.zeros(len(o)), np.ones(len(f))])
+    return float(roc_auc_score(labels, -np.concatenate([f, o])))
+
+
+# --- generated text ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_l(gold: str, generated: str) -> float:
+    """ROUGE-L recall with stemming: the share of the gold answer found, in order, in the generated one."""
+    return float(_scorer().score(gold, generated)["rougeL"].recall)
+
+
+def rouge_l_f1(gold: str, generated: str) -> float:
+    """ROUGE-L F1 with stemming."""
+    return float(_scorer().score(gold, generated)["rougeL"].fmeasure)
+
+
+def contains(gold: str, generated: str) -> float:
+    """1.0 where the gold answer is a case-insensitive substring of the generated one, else 0.0."""
+    return float(gold.lower() in generated.lower())
+
+
+def nearest_is_first(similarities: Sequence[float]) -> float:
+    """1.0 where the first candidate is strictly nearest.  A tie is an error: empty output must not score."""
+    first, *others = similarities
+    return float(first > max(others))
+
+
+def ngram_entropy(text: str) -> float:
+    """Fluency as the weighted entropy of bi- and trigrams, in bits (Zhang et al. 2018; weights of ROME, 2/3, 4/3).
+
+    Tokens are words and single punctuation marks, so a repeated character or word gives 0.  It grows with length:
+    read it beside the retain-trained model's, not alone.
+    """
+    tokens = re.findall(r"\w+|[^\w\s]", text.lower())
+    entropy = []
+    for size in (2, 3):
+        counts = np.array(list(Counter(zip(*(tokens[i:] for i in range(size)), strict=False)).values()), float)
+        share = counts / counts.sum() if counts.size else np.ones(1)
+        entropy.append(float(-(share * np.log2(share)).sum()))
+    return abs((2 / 3 * entropy[0] + 4 / 3 * entropy[1]) / 2)
+
+
+# --- summaries ---------------------------------------------------------------------------------------------
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Harmonic mean; 0 where any value is 0.  Model utility is that of nine numbers (TOFU, section 2.2.1)."""
+    array = _rows(values, "values")
+    return 0.0 if (array <= 0).any() else float(stats.hmean(array))
+
+
+def bootstrap(*groups: object, statistic: object = None, draws: int = 1000) -> tuple[float, float]:
+    """Percentile 95 % interval over questions; each group (N_i,) or (N_i, K) is resampled by rows on its own.
+
+    statistic maps the resampled groups to a number; default: the mean of the one group.  The generator is
+    fixed, so the interval is a function of the data.  Questions on one author are not independent: the interval
+    is that of the questions, not of authors, seeds or trainings.
+    """
+    rng = np.random.default_rng(0)
+    arrays = [_rows(g, "group") for g in groups]
+    if statistic is None:
+        (a,) = arrays
+        values = a[rng.integers(len(a), size=(draws, len(a)))].mean(axis=1)
+    else:
+        assert callable(statistic)
+        values = np.array(
+            [statistic(*(a[rng.integers(len(a), size=len(a))] for a in arrays)) for _ in range(draws)]
+        )
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+

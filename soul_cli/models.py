@@ -1,0 +1,90 @@
+"""Models: references by content, loading, and the wrapper that computes answer logits only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from soul_cli.cache import file_digest
+from soul_cli.types import Batch, UserError
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Where a model lies (a folder or a hub id) and what it is (a digest of its content)."""
+
+    path: str
+    digest: str
+
+
+HUB_HELP = (
+    "Download it once where there is a network (huggingface-cli download ID --local-dir FOLDER) and give the folder "
+    "instead of the id; for a gated model accept its licence and set HF_TOKEN."
+)
+
+
+def reference(path: str, cache_dir: Path, revision: str | None = None) -> ModelRef:
+    """A model by folder (digest of its files) or hub id (its commit)."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+        if not any(p.suffix == ".safetensors" for p in files):
+            raise UserError(f"{folder}: no .safetensors file; a model folder as written by save_pretrained is needed")
+        return ModelRef(str(folder.resolve()), file_digest(files, cache_dir))
+    if path.startswith((".", "/", "~")):
+        raise UserError(f"{path}: no such model folder")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = hf_hub_download(path, "config.json", revision=revision)
+    except Exception as error:
+        raise UserError(f"cannot get the model {path!r} from the hub ({type(error).__name__}). {HUB_HELP}") from error
+    return ModelRef(path, Path(config).parent.name)  # .../snapshots/<commit>/config.json
+
+
+def load(ref: ModelRef, device: Any, dtype: str = "float32") -> nn.Module:
+    """The causal language model of a reference, in eval mode.  Safetensors only, no remote code."""
+    local = os.path.isdir(ref.path)
+    revision = {} if local else {"revision": ref.digest}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            ref.path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **revision
+        )
+    except OSError as error:
+        raise UserError(f"cannot load the model {ref.path!r}: {str(error).splitlines()[0]} {HUB_HELP}") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(ref: ModelRef) -> Any:
+    revision = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
+    try:
+        return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, **revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the tokenizer of {ref.path!r}: {str(error).splitlines()[0]}") from error
+
+
+class AnswerModel(nn.Module):
+    """A causal LM that computes logits at the answer positions only: (T, V) instead of (B, L, V)."""
+
+    def __init__(self, lm: Any):
+        super().__init__()
+        for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(lm.config, key, None):
+                raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
+        self.lm = lm
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (T, V) for batch.targets, in float32."""
+        hidden = self.lm.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.mask,
+            use_cache=False,
+        ).last_hidden_state
+        return self.lm.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]).float()

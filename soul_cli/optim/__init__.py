@@ -1,0 +1,1 @@
+"""Optimizers: first-order from libraries, second-order (SOUL) here."""

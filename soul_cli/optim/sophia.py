@@ -1,0 +1,178 @@
+"""Sophia's clipped second-order step, in two forms: SOUL's Algorithm 1 and the recursion of its released code.
+
+The arithmetic stands in two free functions; the classes own groups and state.
+
+References
+    SOUL: Jia et al., EMNLP 2024 (Algorithm 1, eq. 11).  Sophia: Liu et al., ICLR 2024 (arXiv:2305.14342).
+Deviations from Sophia's released code, all in `Soul`
+    - the number of tokens B is part of h (h estimates the Gauss-Newton diagonal itself), not of the update;
+    - the gradient of the sampled loss is not clipped before it is squared: clipping would bias h;
+    - h starts at its first estimate instead of 0: a short run has few estimates;
+    - the unclipped share counts coordinates with a non-zero momentum only: rows of the embedding that no
+      token touched are neither clipped nor unclipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+SAMPLE = 1 << 20  # coordinates looked at when rho is calibrated
+
+
+def soul_step_(
+    param: Tensor, m: Tensor, h: Tensor, *, lr: float, rho: float, eps: float, weight_decay: float
+) -> Tensor:
+    """In place: param -= lr * clip(m / max(rho h, eps), 1), after decoupled weight decay.
+
+    Returns the number of coordinates with m != 0 that were not clipped, a scalar tensor.
+    """
+    ratio = m / torch.clamp(rho * h, min=eps)
+    param.mul_(1 - lr * weight_decay)
+    param.add_(ratio.clamp(-1, 1).to(param.dtype), alpha=-lr)
+    return ((ratio.abs() < 1) & (m != 0)).sum()
+
+
+def soul_released_step_(
+    param: Tensor, grad: Tensor, m: Tensor, h: Tensor, *, lr: float, weight_decay: float, group: dict[str, Any]
+) -> Tensor:
+    """In place, the step of SOUL's released code: h from the squared gradient, the momentum applied twice.
+
+    Returns the number of coordinates with m != 0 that were not clipped, a scalar tensor.
+    """
+    beta1, beta2 = group["betas"]
+    h.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    for _ in range(2):
+        m.mul_(beta1).add_(grad, alpha=1 - beta1)
+    param.mul_(1 - lr * weight_decay)
+    ratio = m.abs() / (group["rho"] * group["bs"] * h + 1e-15)
+    param.addcmul_(m.sign(), ratio.clamp(max=1).to(m.dtype), value=-lr)
+    return ((ratio < 1) & (m != 0)).sum()
+
+
+class SecondOrder(Optimizer):
+    """What both have in common: states m and h of the parameter's dtype, and numbers worth logging."""
+
+    stats: dict[str, float]
+
+    def _state(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.state[p]
+        if "m" not in state:
+            state["m"], state["h"] = torch.zeros_like(p), torch.zeros_like(p)
+        return state["m"], state["h"]
+
+    def _measure(self, unclipped: Iterable[Tensor]) -> None:
+        states = [s for s in self.state.values() if "m" in s]
+        active = sum(int((s["m"] != 0).sum()) for s in states)
+        self.stats = {
+            "unclipped_share": sum(int(u) for u in unclipped) / max(1, active),
+            "m_norm": float(torch.stack([s["m"].float().norm() for s in states]).norm()),
+            "h_l1": float(sum(s["h"].float().abs().sum() for s in states)),
+        }
+
+
+class Soul(SecondOrder):
+    """SOUL's optimizer (Algorithm 1).  Call `update_hessian` with estimates of the diagonal every k steps.
+
+    Exactly one of rho and unclipped_share is given.  With the second, rho is set after every estimate so that this
+    share of the coordinates stays unclipped: rho = quantile of |m| / h.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        rho: float | None = None,
+        unclipped_share: float | None = None,
+    ):
+        if (rho is None) == (unclipped_share is None):
+            raise ValueError(
+                f"give exactly one of rho (is {rho}) and unclipped_share (is {unclipped_share}); set the other null"
+            )
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "rho": rho, "share": unclipped_share, "calibrate": False})
+        self.stats = {}
+
+    @torch.no_grad()
+    def update_hessian(self, estimates: dict[Tensor, Tensor]) -> None:
+        """h = beta2 h + (1 - beta2) estimate; the first estimate starts h.  estimates: parameter -> same shape."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p not in estimates:
+                    continue
+                first = "m" not in self.state[p]
+                _, h = self._state(p)
+                h.lerp_(estimates[p].to(h.dtype), 1.0 if first else 1 - group["betas"][1])
+            group["calibrate"] = group["share"] is not None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients in .grad; the curvature must have been given at least once."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    if "m" not in self.state[p]:
+                        raise RuntimeError("Soul.step before the first update_hessian")
+                    self.state[p]["m"].lerp_(p.grad.to(self.state[p]["m"].dtype), 1 - group["betas"][0])
+        if self.param_groups[0]["calibrate"]:
+            rho = self._calibrated(self.param_groups[0]["share"])
+            for group in self.param_groups:
+                group["rho"], group["calibrate"] = rho, False
+        unclipped = []
+        for group in self.param_groups:
+            options = {k: group[k] for k in ("lr", "rho", "eps", "weight_decay")}
+            for p in group["params"]:
+                if p.grad is not None:
+                    unclipped.append(soul_step_(p, *self._state(p), **options))
+        self._measure(unclipped)
+        self.stats["rho"] = float(self.param_groups[0]["rho"])
+
+    def _calibrated(self, share: float) -> float:
+        """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0."""
+        states = [s for s in self.state.values() if "m" in s]
+        stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
+        ratios = []
+        for s in states:
+            m, h = s["m"].flatten()[::stride].float().abs(), s["h"].flatten()[::stride].float()
+            ratios.append((m / h.clamp(min=1e-38))[m > 0])
+        values = torch.cat(ratios).sort().values
+        if not len(values):
+            return 1.0  # no gradient anywhere: any rho gives the same (empty) step
+        return float(values[min(len(values) - 1, int(share * len(values)))])
+
+
+class SoulReleased(SecondOrder):
+    """The optimizer of SOUL's released code: sign-momentum with a squared-gradient brake (see soul_released_step_)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        rho: float,
+        bs: int,
+        weight_decay: float,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "rho": rho, "bs": bs, "weight_decay": weight_decay})
+        self.stats = {}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients in .grad (already clipped to norm 1 by the loop)."""
+        unclipped = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    m, h = self._state(p)
+                    grad, options = p.grad.to(m.dtype), {k: group[k] for k in ("lr", "weight_decay")}
+                    unclipped.append(soul_released_step_(p, grad, m, h, group=group, **options))
+        self._measure(unclipped)

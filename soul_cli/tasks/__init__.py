@@ -1,0 +1,5 @@
+"""Benchmarks.  A task loads data, evaluates a model to rows, and reduces rows to metrics."""
+
+from soul_cli.tasks.tofu import TOFU
+
+TASKS = {"tofu": TOFU}

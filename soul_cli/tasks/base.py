@@ -1,0 +1,76 @@
+"""What the runner needs of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from soul_cli.data.encode import Encoder
+from soul_cli.types import QA, Metric, Row, UserError
+
+
+@dataclass
+class EvalConfig:
+    """How a model is evaluated."""
+
+    batch_tokens: int  # padded tokens a batch
+    max_total: int  # prompt + generated answer, tokens (TOFU: 200)
+    min_k: float  # K of Min-K%, percent (SOUL: 50)
+    judge: str  # nearest-answer accuracy: rougeL or sbert
+    sbert_model: str  # 'packaged', a folder or a hub id
+    limit: int | None  # rows a split, from its start; null: all
+
+    def __post_init__(self) -> None:
+        for key in ("batch_tokens", "max_total"):
+            if getattr(self, key) < 1:
+                raise UserError(f"eval.{key}={getattr(self, key)}: must be 1 or more")
+        if not 0 < self.min_k <= 100:
+            raise UserError(f"eval.min_k={self.min_k}: must be above 0, at most 100")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"eval.limit={self.limit}: must be 1 or more, or null")
+
+
+@dataclass
+class TaskData:
+    """What training and the header need, whatever the benchmark."""
+
+    full: list[QA]  # the target model is fine-tuned on these
+    forget: list[QA]
+    retain: list[QA]  # the retain-trained model on these
+    refusals: list[str]
+    system_prompt: str  # of method=input_based
+    splits: dict[str, list[QA]]  # for evaluation
+    digest: str
+
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+class Task(Protocol):
+    """A benchmark.  Its dataclass fields are its config schema."""
+
+    name: str
+    source: str
+    target_model: str | None
+    retain_model: str | None
+    retain_rows: str | None
+
+    def load(self, cache_dir: Path) -> TaskData: ...
+
+    def evaluate(
+        self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
+    ) -> list[Row]:
+        """Rows of one split."""
+        ...
+
+    def summarise(
+        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
+    ) -> tuple[dict[str, Metric], dict[str, str]]:
+        """-> metrics, and for each metric that is absent the reason."""
+        ...
+
+    def headline(self) -> list[str]:
+        """Metrics of the short table, in order."""
+        ...

@@ -1,0 +1,68 @@
+"""The nouns every module shares.  Shapes: B rows, L positions, T answer tokens, A answers, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Row = dict[str, Any]  # one evaluated example, as it stands in rows.jsonl
+
+
+class UserError(Exception):
+    """Something the user can mend.  The message says what, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class QA:
+    """One question with its answer and, where the benchmark has them, paraphrases and false answers."""
+
+    question: str
+    answer: str
+    paraphrased_question: str = ""
+    paraphrased_answer: str = ""
+    perturbed_answer: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Token ids of a prompt and of one or more answers to it.  Answers end in EOS."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+@dataclass
+class Batch:
+    """Right-padded rows, and where in them the answer tokens are predicted."""
+
+    input_ids: Tensor  # (B, L)
+    position_ids: Tensor | None  # (B, L); None: 0..L-1
+    mask: Tensor | None  # (B, 1, L, L) bool, True = may attend; None: plain causal
+    where: Tensor  # (T,) flat index into (B * L): the position whose logits predict targets[t]
+    targets: Tensor  # (T,)
+    owner: Tensor  # (T,) index of the answer each target belongs to, 0..A-1
+    answers: int  # A
+
+    def to(self, device: Any) -> Batch:
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with what it needs to be read: direction, count, interval and definition.
+
+    goal: "up" or "down" is better, "retain": as near as possible to the retain-trained model.
+    """
+
+    value: float
+    n: int
+    goal: str
+    definition: str
+    ci95: tuple[float, float] | None = None
+    extra: dict[str, float] = field(default_factory=dict)
