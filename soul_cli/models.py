@@ -69,6 +69,11 @@ def load_tokenizer(ref: ModelRef) -> Any:
         raise UserError(f"cannot load the tokenizer of {ref.path!r}: {str(error).splitlines()[0]}") from error
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast where precision is "bf16", nothing where it is "no"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 class AnswerModel(nn.Module):
     """A causal LM that computes logits at the answer positions only: (T, V) instead of (B, L, V)."""
 

@@ -26,7 +26,7 @@ from soul_cli.cache import publish, write_text
 from soul_cli.data.batches import Step, collate, plan_epoch
 from soul_cli.losses import sum_by, token_logps
 from soul_cli.methods import Answers, Counts, Method
-from soul_cli.models import AnswerModel
+from soul_cli.models import AnswerModel, autocast
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
 from soul_cli.optim.curvature import GaussNewtonBartlett
 from soul_cli.types import Prompted, UserError
@@ -163,7 +163,7 @@ class Trainer:
         for f, r in step.micro:
             f, r = (f if phase.forget else ()), (r if phase.retain else ())
             batch = collate([rows[i] for i in f] + [self.data.retain[i] for i in r]).to(self.accelerator.device)
-            with self.accelerator.autocast():
+            with autocast(self.accelerator.device, self.config.precision):
                 logits = self.model(batch)
             is_forget = batch.owner < len(f)
             if curvature is not None:

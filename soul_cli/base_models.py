@@ -1,0 +1,115 @@
+"""Base models: any causal LM of the hub or a folder, and the embedded one, trained from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from soul_cli.data.prompts import CHAT, TEMPLATES
+from soul_cli.optim.build import AdamW
+from soul_cli.train import TrainConfig
+from soul_cli.types import UserError
+
+
+@dataclass
+class Recipe:
+    """How a model is fine-tuned (target and retain-trained alike)."""
+
+    optim: AdamW
+    train: TrainConfig
+
+
+@dataclass
+class Model:
+    """What all base models have in common."""
+
+    name: str
+    template: str  # soul_cli.data.prompts
+    max_length: int  # tokens of a question with its answer
+    dtype: str
+    finetune: Recipe
+
+    # True: the real-author and world-fact answers are among the training data of the base model
+    facts_trained: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.template not in (*TEMPLATES, CHAT):
+            raise UserError(f"model.template={self.template!r}: must be one of {', '.join([*TEMPLATES, CHAT])}")
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise UserError(f"model.dtype={self.dtype!r}: must be float32, bfloat16 or float64")
+
+
+@dataclass
+class HubModel(Model):
+    """A pretrained causal LM by hub id or folder."""
+
+    path: str
+    revision: str | None
+
+
+@dataclass
+class EmbeddedModel(Model):
+    """A Llama of about 2M parameters.  Its base phase teaches the benchmark's facts and the style of its answers."""
+
+    hidden: int
+    layers: int
+    heads: int
+    vocab: int
+    style_authors: int
+    base: Recipe
+
+    facts_trained: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden % (2 * self.heads):
+            raise UserError(f"model.hidden={self.hidden}: must be a multiple of 2 * model.heads ({2 * self.heads})")
+
+    def initialise(self, texts: list[str], seed: int, out: Path) -> None:
+        """Write an untrained model and a byte-level BPE of the texts as a Hugging Face folder."""
+        tokenizer = train_tokenizer(texts, self.vocab, self.max_length)
+        torch.manual_seed(seed)
+        lm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=self.hidden,
+                intermediate_size=self.hidden * 8 // 3 // 16 * 16,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                max_position_embeddings=self.max_length,
+                tie_word_embeddings=True,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        lm.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
+def train_tokenizer(texts: list[str], vocab: int, max_length: int) -> Any:
+    """A byte-level BPE with BOS, EOS and PAD of their own."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+MODELS: dict[str, type[Model]] = {"embedded": EmbeddedModel, "hub": HubModel}

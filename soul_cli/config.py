@@ -1,0 +1,113 @@
+"""The run's configuration: Hydra composes values, dataclasses check names, types and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from soul_cli.cache import PACKAGE
+from soul_cli.methods import METHODS, Method
+from soul_cli.base_models import MODELS, Model
+from soul_cli.optim.build import OPTIMS, Optim
+from soul_cli.tasks import TASKS
+from soul_cli.tasks.base import EvalConfig, Task
+from soul_cli.train import TrainConfig
+from soul_cli.types import UserError
+
+# a group's `name` -> the dataclass that is its schema and its behaviour
+GROUPS: dict[str, Mapping[str, type]] = {
+    "task": TASKS,
+    "method": METHODS,
+    "optim": OPTIMS,
+    "model": MODELS,
+}
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
+
+
+@dataclass
+class RunConfig:
+    """One experiment."""
+
+    task: Task
+    method: Method
+    optim: Optim
+    model: Model
+    train: TrainConfig
+    eval: EvalConfig
+    seed: int
+    target_seed: int
+    force: bool
+    save_model: bool
+    output_dir: str
+    cache_dir: str
+    trackers: list[str]
+
+    # what changes where a result lies, not what it is
+    NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers")
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result, as plain values."""
+        return {k: v for k, v in self.plain().items() if k not in self.NOT_RESULT}
+
+    def plain(self) -> dict[str, Any]:
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_dir).expanduser()
+
+
+def plain(value: Any) -> Any:
+    """A dataclass tree as dicts, enums as their values."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def load(raw: DictConfig) -> RunConfig:
+    """Composed values -> checked objects.  Names every missing key; nothing has been loaded yet."""
+    missing = sorted(OmegaConf.missing_keys(raw))
+    if missing:
+        raise UserError("no value for " + ", ".join(missing) + "; set it on the command line, KEY=VALUE")
+    parts: dict[str, Any] = {}
+    for key in (f.name for f in fields(RunConfig)):
+        if key not in raw:
+            raise UserError(f"the key {key!r} is missing in the configuration")
+        if key in GROUPS:
+            parts[key] = _typed(key, raw[key], _schema(key, raw[key]))
+        elif key in ("train", "eval"):
+            parts[key] = _typed(key, raw[key], {"train": TrainConfig, "eval": EvalConfig}[key])
+        else:
+            parts[key] = raw[key]
+    for key, kind in {"seed": int, "target_seed": int, "force": bool, "save_model": bool}.items():
+        if type(parts[key]) is not kind:
+            raise UserError(f"{key}={parts[key]!r}: must be {'true or false' if kind is bool else 'a whole number'}")
+    parts["trackers"] = list(parts["trackers"])
+    return RunConfig(**parts)
+
+
+def _schema(group: str, values: DictConfig) -> type:
+    name = values.get("name")
+    if name not in GROUPS[group]:
+        raise UserError(f"{group}.name={name!r}: must be one of {', '.join(GROUPS[group])}")
+    return GROUPS[group][name]
+
+
+def _typed(key: str, values: DictConfig, schema: type) -> Any:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        text = str(error).splitlines()[0]
+        where = f"{key}.{error.full_key}" if error.full_key else key
+        known = ", ".join(f.name for f in fields(schema))
+        raise UserError(f"{where}: {text} (keys of {key}: {known})") from None

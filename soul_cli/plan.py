@@ -1,0 +1,86 @@
+"""What a run will do, in plain words and with a rough time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soul_cli.base_models import EmbeddedModel, HubModel
+from soul_cli.config import RunConfig
+from soul_cli.pipeline import Pipeline
+from soul_cli.tasks.base import TaskData
+
+TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
+TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.25, 0.2  # of the machine's matrix-product rate; small models reach less
+
+
+def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) -> str:
+    """The header printed before anything costly happens."""
+    model = config.model
+    base = model.path if isinstance(model, HubModel) else f"embedded Llama, {parameters(config) / 1e6:.1f}M parameters"
+    what = f"{config.method.name} with {config.optim.name}" if config.method.trains else config.method.name
+    target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
+    splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
+    lines = [
+        f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
+        f"model    {target}",
+        f"unlearn  {what}" + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
+        f"evaluate {splits} questions",
+        f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
+        f"results  {folder}",
+    ]
+    if isinstance(model, EmbeddedModel):
+        lines.append(f"time     about {roughly(estimate(config, data, pipe))}")
+    return "\n".join(lines)
+
+
+def parameters(config: RunConfig) -> int:
+    """Parameters of the embedded architecture, embeddings tied."""
+    m = config.model
+    assert isinstance(m, EmbeddedModel)
+    inner = m.hidden * 8 // 3 // 16 * 16
+    return m.vocab * m.hidden + m.layers * (4 * m.hidden**2 + 3 * m.hidden * inner + 2 * m.hidden) + m.hidden
+
+
+def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:
+    """Seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
+    rate = matmul_rate()
+    flops = float(parameters(config))
+
+    def words(rows: list[Any]) -> int:
+        return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)
+
+    def training(rows: list[Any], epochs: int) -> float:
+        return 6 * flops * words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
+
+    evaluated = [r for items in pipe.splits().values() for r in items]
+    evaluation = 2 * flops * words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
+    seconds = evaluation
+    missing = pipe.missing()
+    epochs = config.model.finetune.train.epochs
+    for part, rows in (("target", data.full), ("retain", data.retain)):
+        if part in missing:
+            seconds += training(rows, epochs) + evaluation
+    if "base" in missing and isinstance(config.model, EmbeddedModel):
+        seconds += training(data.full, config.model.base.train.epochs)
+    if config.method.trains:
+        seconds += 2 * training(data.forget, config.train.epochs)
+    return seconds
+
+
+def matmul_rate(size: int = 512) -> float:
+    """FLOP/s of a float32 matrix product on this machine, best of a few."""
+    a = torch.randn(size, size)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def roughly(seconds: float) -> str:
+    return f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

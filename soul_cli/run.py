@@ -1,0 +1,147 @@
+"""One experiment, in order: target model, retain-trained model, unlearn, evaluate, write, print."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from soul_cli import models, results
+from soul_cli.cache import Cache, code_digest, digest, locked, read_json
+from soul_cli.config import RunConfig
+from soul_cli.models import ModelRef
+from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, read_rows, save, versions, write_rows
+from soul_cli.plan import describe
+from soul_cli.screen import bar, say
+from soul_cli.types import Metric, Row, UserError
+
+
+def run(config: RunConfig) -> Path:
+    """Run (or find finished) one experiment; returns its folder."""
+    data = config.task.load(config.cache)
+    cache = Cache(config.cache, say)
+    pipe = Pipeline(config, data, cache, Accelerator(cpu=None, log_with=config.trackers or None, project_dir="."))
+    key = digest(
+        {
+            "config": config.identity(),
+            "data": data.digest,
+            "models": [ref.digest for ref in pipe.ready()],
+            "code": code_digest(*TRAINING, *EVALUATION),
+            "versions": versions(),
+        }
+    )
+    folder = run_folder(config, key)
+    with locked(folder.parent / f".{folder.name}.lock", lambda: say(f"another process is at work on {folder}; waiting")):
+        if finished(folder, key, config):
+            say(f"finished before ({folder}); force=true runs it again")
+        else:
+            say(describe(config, data, pipe, folder))
+            _run(pipe, folder, key)
+    results.show(folder)
+    return folder
+
+
+def run_folder(config: RunConfig, key: str) -> Path:
+    name = f"{config.method.name}-{config.optim.name}-seed{config.seed}-{key[:8]}"
+    if not config.method.trains:
+        name = f"{config.method.name}-{key[:8]}"
+    return Path(config.output_dir).expanduser() / config.task.name / name
+
+
+def finished(folder: Path, key: str, config: RunConfig) -> bool:
+    if config.force:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    if config.save_model and not (folder / "model").is_dir():
+        return False
+    return read_json(folder / "metrics.json", {}).get("key") == key
+
+
+def _run(pipe: Pipeline, folder: Path, key: str) -> None:
+    config, data, task = pipe.config, pipe.data, pipe.config.task
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = config.plain()
+    results.write_config(folder, plain)
+    if config.trackers:
+        pipe.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
+    seconds: dict[str, float] = {}
+    rows: dict[str, list[Row]] = {}
+
+    with timed(seconds, "target_model"):
+        target = pipe.target()
+    with timed(seconds, "retain_model"):
+        retain = pipe.retain_trained()
+    with timed(seconds, "evaluate_original"):
+        rows["original"] = pipe.rows(target, "the original model")
+    with timed(seconds, "evaluate_retain_trained"):
+        kept = given_rows(Path(task.retain_rows)) if task.retain_rows else None
+        if retain is not None:
+            kept = pipe.rows(retain, "the retain-trained model")
+        if kept is not None:
+            rows["retain_trained"] = kept
+    if config.method.prompts:
+        say(f"system prompt: {data.system_prompt}")
+        with timed(seconds, "evaluate"):
+            rows["this_run"] = pipe.rows(target, "the prompted model", data.system_prompt)
+    elif config.method.trains:
+        rows["this_run"] = _unlearn(pipe, target, folder, seconds)
+
+    for name, some in rows.items():
+        write_rows(folder / results.rows_file(name), some)
+    summaries: dict[str, dict[str, Metric]] = {}
+    absent: dict[str, dict[str, str]] = {}
+    for name, some in rows.items():
+        summaries[name], absent[name] = task.summarise(
+            some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
+        )
+    results.write_metrics(folder, key, plain, summaries, absent, seconds, task.headline())
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    if config.trackers:
+        pipe.accelerator.end_training()
+
+
+def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, float]) -> list[Row]:
+    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends."""
+    config = pipe.config
+    work = folder / "work"
+    model = work / "model"
+    if not model.is_dir():
+        set_seed(config.seed)
+        with timed(seconds, "unlearn"), bar(f"unlearning, {config.method.name} with {config.optim.name}") as progress:
+            lm, data = pipe.load(target), pipe.unlearning_data(target, config.method)
+            records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
+            results.write_steps(folder, records)
+            temporary = work / ".model"
+            shutil.rmtree(temporary, ignore_errors=True)
+            save(lm, pipe.encoder(target), temporary)
+            temporary.rename(model)
+            shutil.rmtree(work / "checkpoint", ignore_errors=True)
+    with timed(seconds, "evaluate"), bar("evaluating the unlearned model") as progress:
+        unlearned = ModelRef(str(model), "")
+        rows = pipe.evaluate(lambda: pipe.load(unlearned), pipe.encoder(unlearned), work, progress)
+    if config.save_model:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        shutil.copytree(model, work / ".kept", dirs_exist_ok=True)
+        (work / ".kept").rename(folder / "model")
+    return rows
+
+
+def given_rows(path: Path) -> list[Row]:
+    """Rows of task.retain_rows: a rows.jsonl, or a run folder that has one."""
+    file = path / "rows.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"task.retain_rows={path}: no such file (a rows.jsonl, or a run folder)")
+    return read_rows(file)
+
+
+@contextmanager
+def timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - began, 1)
