@@ -11,16 +11,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from soul_cli.data.prompts import CHAT, TEMPLATES
-from soul_cli.optim.build import AdamW
+from soul_cli.optim.build import AdamW, Muon
 from soul_cli.train import TrainConfig
 from soul_cli.types import UserError
 
 
 @dataclass
 class Recipe:
-    """How a model is fine-tuned (target and retain-trained alike)."""
+    """How a pretrained model is fine-tuned (target and retain-trained alike)."""
 
     optim: AdamW
+    train: TrainConfig
+
+
+@dataclass
+class MuonRecipe:
+    """How the embedded model is trained: Muon memorises in a third of AdamW's epochs."""
+
+    optim: Muon
     train: TrainConfig
 
 
@@ -32,7 +40,6 @@ class Model:
     template: str  # soul_cli.data.prompts
     max_length: int  # tokens of a question with its answer
     dtype: str
-    finetune: Recipe
 
     # True: the real-author and world-fact answers are among the training data of the base model
     facts_trained: ClassVar[bool] = False
@@ -50,18 +57,26 @@ class HubModel(Model):
 
     path: str
     revision: str | None
+    finetune: Recipe
 
 
 @dataclass
 class EmbeddedModel(Model):
-    """A Llama of about 2M parameters.  Its base phase teaches the benchmark's facts and the style of its answers."""
+    """A Llama of about 2M parameters, trained from scratch.
+
+    The base phase teaches the benchmark's facts and, by generated authors, the style of its answers.  A model of this
+    size would lose the facts in fine-tuning; so they are rehearsed there, once an epoch, in target and retain-trained
+    model alike.  Unlearning does not see them.
+    """
 
     hidden: int
     layers: int
     heads: int
     vocab: int
     style_authors: int
-    base: Recipe
+    fact_repeats: int  # times each fact stands among the rows of the base phase
+    base: MuonRecipe
+    finetune: MuonRecipe
 
     facts_trained: ClassVar[bool] = True
 
@@ -112,4 +127,5 @@ def train_tokenizer(texts: list[str], vocab: int, max_length: int) -> Any:
     )
 
 
-MODELS: dict[str, type[Model]] = {"embedded": EmbeddedModel, "hub": HubModel}
+AnyModel = HubModel | EmbeddedModel
+MODELS: dict[str, type[AnyModel]] = {"embedded": EmbeddedModel, "hub": HubModel}

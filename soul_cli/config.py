@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from soul_cli.cache import PACKAGE
 from soul_cli.methods import METHODS, Method
-from soul_cli.base_models import MODELS, Model
+from soul_cli.base_models import MODELS, AnyModel
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
 from soul_cli.tasks.base import EvalConfig, Task
@@ -37,7 +37,7 @@ class RunConfig:
     task: Task
     method: Method
     optim: Optim
-    model: Model
+    model: AnyModel
     train: TrainConfig
     eval: EvalConfig
     seed: int

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from soul_cli import models
-from soul_cli.base_models import EmbeddedModel, HubModel, Recipe
+from soul_cli.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.cache import Cache, code_digest, digest, read_json, write_text
 from soul_cli.config import RunConfig, plain
 from soul_cli.data.encode import Encoder
@@ -85,7 +85,7 @@ class Pipeline:
         if not self.cache.has("models", self._base_key(model)):
             out.add("base")
         for name, rows in (("target", self.data.full), ("retain", self.data.retain)):
-            if not self.cache.has("models", self._finetune_key(base, rows)):
+            if not self.cache.has("models", self._finetune_key(base, self._finetune_rows(rows))):
                 out.add(name)
         return out
 
@@ -110,9 +110,12 @@ class Pipeline:
 
     def _base_rows(self, model: EmbeddedModel) -> list[QA]:
         """Facts, and generated authors for the style; no author of the benchmark."""
-        facts = [qa for name in ("real_authors", "world_facts") for qa in self.data.splits[name]]
         style = [r for author in generate_authors(model.style_authors, seed=0) for r in author["rows"]]
-        return [QA(qa.question, qa.answer) for qa in facts] + [QA(r["question"], r["answer"]) for r in style]
+        return [QA(r["question"], r["answer"]) for r in style] + self._facts() * model.fact_repeats
+
+    def _facts(self) -> list[QA]:
+        rows = [qa for name in ("real_authors", "world_facts") for qa in self.data.splits[name]]
+        return [QA(qa.question, qa.answer) for qa in rows]
 
     def _base_key(self, model: EmbeddedModel) -> dict[str, Any]:
         settings = {k: v for k, v in plain(model).items() if k != "finetune"}
@@ -121,6 +124,7 @@ class Pipeline:
 
     def _finetuned(self, base: ModelRef, rows: list[QA], label: str) -> ModelRef:
         """The base model fine-tuned on rows: target model (full set) or retain-trained model."""
+        rows = self._finetune_rows(rows)
         key = self._finetune_key(base, rows)
 
         def build(work: Path, out: Path) -> None:
@@ -128,6 +132,9 @@ class Pipeline:
                 self._finetune(base, rows, self.config.model.finetune, work, out, progress)
 
         return ModelRef(str(self.cache.get("models", key, build)), digest(key))
+
+    def _finetune_rows(self, rows: list[QA]) -> list[QA]:
+        return rows + self._facts() if isinstance(self.config.model, EmbeddedModel) else rows
 
     def _finetune_key(self, base: ModelRef, rows: list[QA]) -> dict[str, Any]:
         model = self.config.model
@@ -141,7 +148,7 @@ class Pipeline:
         }
 
     def _finetune(
-        self, base: ModelRef, rows: list[QA], recipe: Recipe, work: Path, out: Path, progress: Bar
+        self, base: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
     ) -> None:
         lm, encoder = self.load(base), self.encoder(base)
         data = TrainData(forget=None, retain=[encoder.pair(qa.question, qa.answer) for qa in rows])

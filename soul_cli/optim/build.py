@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_optimizer import Lion as LionOptimizer
+from pytorch_optimizer import Muon as MuonOptimizer
 from pytorch_optimizer import SignSGD
 from torch import nn
 from torch.optim import Optimizer
@@ -142,20 +143,44 @@ class Lion(Optim):
         )
 
 
+@dataclass
+class Muon(Optim):
+    """Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings and vectors, one lr for both.
+
+    lr means the same to both: updates of the matrices are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982).
+    """
+
+    momentum: float
+    beta1: float
+    beta2: float
+
+    def build(self, groups: Groups) -> Optimizer:
+        shared = {"lr": self.lr}
+        muon = {"momentum": self.momentum, "use_adjusted_lr": True, "use_muon": True}
+        adamw = {"betas": (self.beta1, self.beta2), "use_muon": False}
+        return MuonOptimizer([{**g, **shared, **(muon if g["hidden"] else adamw)} for g in groups])
+
+
 OPTIMS: dict[str, type[Optim]] = {
     "adamw": AdamW,
     "soul": SoulConfig,
     "soul_released": SoulReleasedConfig,
     "signum": Signum,
     "lion": Lion,
+    "muon": Muon,
 }
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
-    """Two groups: matrices with weight decay; vectors (norms, biases) without."""
+    """Hidden matrices and embeddings with weight decay; vectors (norms, biases) without."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = getattr(getattr(model, "lm", model), "get_output_embeddings", lambda: None)()
+    embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    matrices = [p for p in trained if p.ndim >= 2]
+    groups: Groups = [
+        {"params": [p for p in matrices if id(p) not in embeddings], "weight_decay": weight_decay, "hidden": True},
+        {"params": [p for p in matrices if id(p) in embeddings], "weight_decay": weight_decay, "hidden": False},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "hidden": False},
     ]
     return [g for g in groups if g["params"]]
