@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -93,22 +94,23 @@ def show(folder: Path) -> None:
     """Print the table of a finished run and three answers side by side."""
     content = json.loads((folder / "metrics.json").read_text())
     models = content["models"]
-    table = Table(title=f"{content['task']} · {content['method']} · {content['optim']} · seed {content['seed']}")
-    table.add_column("metric")
+    title = f"{content['task']} · {content['method']} · {content['optim']} · seed {content['seed']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column("metric", no_wrap=True)
     for name in models:
-        table.add_column(NAMES[name], justify="right")
-    table.add_column("95 % of this run" if "this_run" in models else "95 % interval", justify="right")
+        table.add_column(NAMES[name].replace("-trained", ""), justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
     last = models.get("this_run") or models["original"]
     for key in content["headline"]:
         if key not in last:
             continue
         m = last[key]
-        ci = m["ci95"] and f"{m['ci95'][0]:.3f} … {m['ci95'][1]:.3f}"
-        extra = f"D {m['extra']['D']:.3f}, n {m['n']}" if "D" in m["extra"] else ""
-        label = f"{key} {ARROWS[m['goal']]}"
-        table.add_row(label, *(number(some.get(key)) for some in models.values()), ci or extra)
+        ci = f"{m['ci95'][0]:.3f} … {m['ci95'][1]:.3f}" if m["ci95"] else ""
+        note = f"D {m['extra']['D']:.3f}, n {m['n']}" if "D" in m["extra"] else ci
+        table.add_row(f"{key} {ARROWS[m['goal']]}", *(number(some.get(key)) for some in models.values()), note)
     console.print(table)
-    say("↑ higher is better, →R nearest to the retain-trained model is best; intervals: bootstrap over questions.")
+    say("↑ higher is better; →R nearest to the retain-trained model (column retain) is best.")
+    say("Intervals: bootstrap over the questions of the last column.")
     for key, reason in content["absent"].get("this_run", {}).items():
         say(f"absent: {key} ({reason})")
     show_answers(folder, list(models))

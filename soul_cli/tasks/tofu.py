@@ -149,9 +149,10 @@ class TOFU:
                 judged.append((row, [item.paraphrased_answer, *item.perturbed_answer]))
         if judged:
             judge = make_judge(config.judge, config.sbert_model)
-            similar = judge([r["asked_generation"] for r, _ in judged], [c for _, c in judged])
-            for (row, _), values in zip(judged, similar, strict=True):
-                row["similarity"] = values
+            for key, text in (("similarity", "asked_generation"), ("similarity_own", "generation")):
+                similar = judge([r[text] for r, _ in judged], [c for _, c in judged])
+                for (row, _), values in zip(judged, similar, strict=True):
+                    row[key] = values
 
     # --- rows -> metrics -----------------------------------------------------------------------------------
 
@@ -177,9 +178,9 @@ class TOFU:
 
     def headline(self) -> list[str]:
         return [
-            *(f"forget_{x}" for x in ("quality", "quality_soul", "acc", "rougeL", "prob", "truth_ratio")),
+            *(f"forget_{x}" for x in ("quality", "quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
             "forget_extraction_strength", "forget_exact_memorization", "mia", "mia_released", "forget_fluency",
-            *(f"{s}_{x}" for s in ("retain", *FACTS) for x in ("acc", "rougeL", "prob", "truth_ratio")),
+            *(f"{s}_{x}" for s in ("retain", *FACTS) for x in ("acc", "acc_own", "rougeL", "prob", "truth_ratio")),
             "retain_fluency", "holdout_rougeL", "holdout_prob",
             "model_utility", "model_utility_arithmetic", "utility_soul",
         ]  # fmt: skip
@@ -230,10 +231,14 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
     if split in FACTS:
         out["acc"] = _mean(_column(rows, "contains"), "up", "gold answer is a substring of the greedy answer")
     elif "similarity" in rows[0]:
-        hits = [m.nearest_is_first(row["similarity"]) for row in rows]
         judge = config.judge if config.judge != "sbert" else f"sbert:{config.sbert_model}"
-        text = f"greedy answer to the paraphrased question nearest to the true of 6, judge {judge}; chance 1/6"
-        out["acc"] = _mean(hits, goal, text)
+        for name, key, asked in (
+            ("acc", "similarity", "paraphrased question"),
+            ("acc_own", "similarity_own", "question as trained on"),
+        ):
+            hits = [m.nearest_is_first(row[key]) for row in rows]
+            text = f"greedy answer to the {asked} is nearest to the true one of 6, judge {judge}; chance 1/6"
+            out[name] = _mean(hits, goal, text)
     return {f"{split}_{k}": v for k, v in out.items()}
 
 
