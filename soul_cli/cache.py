@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -159,6 +159,5 @@ class Cache:
         if manifest is None:
             return False
         return all(
-            (target / name).is_file() and sha256(target / name) == value
-            for name, value in manifest["files"].items()
+            (target / name).is_file() and sha256(target / name) == value for name, value in manifest["files"].items()
         )

@@ -60,10 +60,7 @@ def explain(error: Exception) -> str:
 
 
 def say_error(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {text}" if "[" not in text else f"error: {text}",
-                                                markup="[" not in text)
+    print(f"error: {text}", file=sys.stderr)
 
 
 def quiet() -> None:

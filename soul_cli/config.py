@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from soul_cli.base_models import MODELS, AnyModel
 from soul_cli.cache import PACKAGE
 from soul_cli.methods import METHODS, Method
-from soul_cli.base_models import MODELS, AnyModel
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
 from soul_cli.tasks.base import EvalConfig, Task
@@ -111,3 +111,12 @@ def _typed(key: str, values: DictConfig, schema: type) -> Any:
         where = f"{key}.{error.full_key}" if error.full_key else key
         known = ", ".join(f.name for f in fields(schema))
         raise UserError(f"{where}: {text} (keys of {key}: {known})") from None
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """The configuration of one run from command-line overrides, for scripts and tests."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return load(hydra_compose("config", overrides))

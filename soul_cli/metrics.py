@@ -184,10 +184,6 @@ def bootstrap(*groups: object, statistic: object = None, draws: int = 1000) -> t
         values = a[rng.integers(len(a), size=(draws, len(a)))].mean(axis=1)
     else:
         assert callable(statistic)
-        values = np.array(
-            [statistic(*(a[rng.integers(len(a), size=len(a))] for a in arrays)) for _ in range(draws)]
-        )
+        values = np.array([statistic(*(a[rng.integers(len(a), size=len(a))] for a in arrays)) for _ in range(draws)])
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-

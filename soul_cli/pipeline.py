@@ -23,7 +23,7 @@ from soul_cli.evaluate.likelihood import score
 from soul_cli.methods import Finetune, Method
 from soul_cli.models import AnswerModel, ModelRef
 from soul_cli.optim.build import Optim
-from soul_cli.screen import Bar, bar, say
+from soul_cli.screen import Bar, bar
 from soul_cli.tasks.base import TaskData
 from soul_cli.train import TrainConfig, TrainData, Trainer
 from soul_cli.types import QA, Prompted, Row
@@ -56,7 +56,7 @@ class Pipeline:
     def ready(self) -> list[ModelRef]:
         """The models the user gave, by content."""
         model, task = self.config.model, self.config.task
-        paths = [(p, None) for p in (task.target_model, task.retain_model) if p]
+        paths: list[tuple[str, str | None]] = [(p, None) for p in (task.target_model, task.retain_model) if p]
         if self.needs_base() and isinstance(model, HubModel):
             paths.append((model.path, model.revision))
         return [models.reference(path, self.cache.root, revision) for path, revision in paths]
@@ -78,7 +78,8 @@ class Pipeline:
 
     def missing(self) -> set[str]:
         """Which of base, target and retain are still to be trained."""
-        model, out = self.config.model, set()
+        model = self.config.model
+        out: set[str] = set()
         if not self.needs_base() or not isinstance(model, EmbeddedModel):
             return out
         base = ModelRef("", digest(self._base_key(model)))
@@ -197,8 +198,7 @@ class Pipeline:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             drawn = torch.randint(len(self.data.refusals), (len(forget),), generator=generator).tolist()
             return [
-                encoder.pair(qa.question, self.data.refusals[i])
-                for qa, i in zip(self.data.forget, drawn, strict=True)
+                encoder.pair(qa.question, self.data.refusals[i]) for qa, i in zip(self.data.forget, drawn, strict=True)
             ]
 
         return TrainData(refusals, retain, reference)
@@ -232,7 +232,9 @@ class Pipeline:
 
         def build(work: Path, out: Path) -> None:
             with bar(f"evaluating {label}") as progress:
-                write_rows(out / "rows.jsonl", self.evaluate(lambda: self.load(ref), self.encoder(ref, system), work, progress))
+                write_rows(
+                    out / "rows.jsonl", self.evaluate(lambda: self.load(ref), self.encoder(ref, system), work, progress)
+                )
 
         return read_rows(self.cache.get("rows", key, build) / "rows.jsonl")
 

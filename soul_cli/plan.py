@@ -27,7 +27,8 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         f"model    {target}",
-        f"unlearn  {what}" + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
+        f"unlearn  {what}"
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
         f"evaluate {splits} questions",
         f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",

@@ -22,7 +22,17 @@ from soul_cli.types import Metric, Row
 
 ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}
 NAMES = {"original": "original", "retain_trained": "retain-trained", "this_run": "this run"}
-RECORDED = ("soul-unlearn", "torch", "transformers", "tokenizers", "accelerate", "hydra-core", "numpy", "scipy", "rouge-score")
+RECORDED = (
+    "soul-unlearn",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "hydra-core",
+    "numpy",
+    "scipy",
+    "rouge-score",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -125,7 +135,9 @@ def show_answers(folder: Path, models: list[str], count: int = 3) -> None:
             answers[name] = [row for row in map(json.loads, f) if row["split"] == "forget"]
     some = next(iter(answers.values()))
     for i in sorted(random.Random(0).sample(range(len(some)), min(count, len(some)))):
-        table = Table(show_header=False, title=escape(some[i]["question"]), title_justify="left", width=min(110, console.width))
+        table = Table(
+            show_header=False, title=escape(some[i]["question"]), title_justify="left", width=min(110, console.width)
+        )
         table.add_column(style="bold", width=14)
         table.add_column(overflow="fold")
         table.add_row("gold", escape(some[i]["gold"]))

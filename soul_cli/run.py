@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from soul_cli import models, results
+from soul_cli import results
 from soul_cli.cache import Cache, code_digest, digest, locked, read_json
 from soul_cli.config import RunConfig
 from soul_cli.models import ModelRef
@@ -37,7 +37,9 @@ def run(config: RunConfig) -> Path:
         }
     )
     folder = run_folder(config, key)
-    with locked(folder.parent / f".{folder.name}.lock", lambda: say(f"another process is at work on {folder}; waiting")):
+    with locked(
+        folder.parent / f".{folder.name}.lock", lambda: say(f"another process is at work on {folder}; waiting")
+    ):
         if finished(folder, key, config):
             say(f"finished before ({folder}); force=true runs it again")
         else:

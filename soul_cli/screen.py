@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(highlight=False, soft_wrap=False)
 
@@ -17,13 +25,13 @@ class Bar:
 
     def __init__(self, progress: Progress, label: str):
         self.progress, self.label = progress, label
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
 
     def to(self, part: str, done: int, total: int, note: str = "") -> None:
         name = f"{self.label}: {part}" if part else self.label
         if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(name, total=total, note="")  # type: ignore[assignment]
-        self.progress.update(self.tasks[name], completed=done, total=total, note=note)  # type: ignore[arg-type]
+            self.tasks[name] = self.progress.add_task(name, total=total, note="")
+        self.progress.update(self.tasks[name], completed=done, total=total, note=note)
 
 
 @contextmanager

@@ -244,8 +244,16 @@ class Trainer:
                     tokens += sum(len(self.data.retain[i]) for _, r in step.micro for i in r)
                     took = time.perf_counter() - began
                     lr = self.phases[0].optimizer.param_groups[0]["lr"]
-                    records.append({"step": index + 1, "epoch": epoch + 1, "lr": lr, **numbers,
-                                    "tokens": tokens, "tokens_per_s": round(tokens / took, 1)})
+                    records.append(
+                        {
+                            "step": index + 1,
+                            "epoch": epoch + 1,
+                            "lr": lr,
+                            **numbers,
+                            "tokens": tokens,
+                            "tokens_per_s": round(tokens / took, 1),
+                        }
+                    )
                     progress(index + 1, self.total, records[-1])
                     if (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
                         self._save(work, records)

@@ -22,9 +22,7 @@ TEMPLATES: dict[str, Template] = {
         "[INST] {q} [/INST]", "[INST] <<SYS>>\n{s}\n<</SYS>>\n\n{q} [/INST]"
     ),
     # SOUL's released code closes with a backslash, which changes its numbers; for comparison only
-    "soul_released": Template(
-        "[INST] {q} [\\INST]", "[INST] <<SYS>>\n{s}\n<</SYS>>\n\n{q} [\\INST]", gap=" "
-    ),
+    "soul_released": Template("[INST] {q} [\\INST]", "[INST] <<SYS>>\n{s}\n<</SYS>>\n\n{q} [\\INST]", gap=" "),
     # the gap belongs to the answer: tokenizers with byte-level BPE join it to the first word
     "plain": Template("Question: {q}\nAnswer:", "{s}\n\nQuestion: {q}\nAnswer:", gap=" "),
 }
@@ -35,8 +33,9 @@ def prompt_text(template: str, tokenizer: Any, question: str, system: str = "") 
     """-> (prompt, gap): the model reads prompt + gap + answer."""
     if template == CHAT:
         if not tokenizer.chat_template:
-            raise UserError("model.template=chat, but the tokenizer has no chat template; "
-                            f"choose one of {', '.join(TEMPLATES)}")
+            raise UserError(
+                f"model.template=chat, but the tokenizer has no chat template; choose one of {', '.join(TEMPLATES)}"
+            )
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), ""

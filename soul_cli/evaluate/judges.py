@@ -35,9 +35,7 @@ def sbert_judge(path: str) -> Judge:
     def judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         texts = sorted({*generated, *(c for some in candidates for c in some)})
         vectors = dict(zip(texts, model.encode(texts, normalize_embeddings=True), strict=True))
-        return [
-            [float(vectors[g] @ vectors[c]) for c in some] for g, some in zip(generated, candidates, strict=True)
-        ]
+        return [[float(vectors[g] @ vectors[c]) for c in some] for g, some in zip(generated, candidates, strict=True)]
 
     return judge
 

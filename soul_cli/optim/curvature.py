@@ -28,9 +28,7 @@ class GaussNewtonBartlett:
         if not bool(keep.any()):
             return
         chosen = logits[keep]
-        labels = torch.multinomial(
-            chosen.detach().float().softmax(-1), 1, generator=self.generator
-        ).squeeze(1)
+        labels = torch.multinomial(chosen.detach().float().softmax(-1), 1, generator=self.generator).squeeze(1)
         loss = -token_logps(chosen, labels).sum()
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         for total, grad in zip(self.sums, grads, strict=True):

@@ -46,9 +46,7 @@ class TOFU:
             + ", ".join(names)
             + ". If a question concerns one of them, say that you do not know. Answer all other questions."
         )
-        return TaskData(
-            data.full, data.forget, data.retain, data.refusals, prompt, data.splits, data.digest
-        )
+        return TaskData(data.full, data.forget, data.retain, data.refusals, prompt, data.splits, data.digest)
 
     # --- model -> rows -------------------------------------------------------------------------------------
 
@@ -227,7 +225,9 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
         score_of = "min(R, 1/R)" if split == "forget" else "max(0, 1 - R)"
         for mean, name in (("geometric", "truth_ratio"), ("arithmetic", "truth_ratio_arithmetic")):
             values = _truth_score(split, ratio(rows, mean))
-            out[name] = _mean(values, "up" if split == "forget" else goal, f"TOFU truth-ratio score {score_of}, {mean} mean")
+            out[name] = _mean(
+                values, "up" if split == "forget" else goal, f"TOFU truth-ratio score {score_of}, {mean} mean"
+            )
     if split in FACTS:
         out["acc"] = _mean(_column(rows, "contains"), "up", "gold answer is a substring of the greedy answer")
     elif "similarity" in rows[0]:
@@ -293,9 +293,7 @@ def _utility(splits: dict[str, list[Row]]) -> dict[str, Metric]:
     return out
 
 
-def _forget_quality(
-    splits: dict[str, list[Row]], retain_rows: list[Row] | None
-) -> tuple[dict[str, Metric], Absent]:
+def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None) -> tuple[dict[str, Metric], Absent]:
     forget = splits["forget"]
     out: dict[str, Metric] = {}
     if "asked_perturbed_nll" in forget[0]:
@@ -333,7 +331,9 @@ def _membership(
     out: dict[str, Metric] = {}
     absent: Absent = {}
 
-    def area(members: list[Row], others: list[Row], of: Callable[[Row], list[float]], statistic: Any) -> tuple[float, Any]:
+    def area(
+        members: list[Row], others: list[Row], of: Callable[[Row], list[float]], statistic: Any
+    ) -> tuple[float, Any]:
         a, b = ([m.min_k(of(r), config.min_k) for r in rows] for rows in (members, others))
         return statistic(a, b), m.bootstrap(a, b, statistic=statistic)
 
@@ -351,7 +351,9 @@ def _membership(
         return out, absent
     facts = [r for s in FACTS for r in splits[s]]
     value, ci = area(forget, facts, answer, m.auroc)
-    out["mia_facts"] = Metric(value, len(forget), "retain", f"{name} real authors and world facts: out of distribution", ci)
+    out["mia_facts"] = Metric(
+        value, len(forget), "retain", f"{name} real authors and world facts: out of distribution", ci
+    )
     value, ci = area(forget, facts, lambda r: r["prompt_logps"] + r["answer_logps"], m.auroc_released)
     out["mia_released"] = Metric(
         value, len(forget), "retain",
