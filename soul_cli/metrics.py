@@ -11,12 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score import rouge_scorer
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 Array = NDArray[np.float64]
 
@@ -103,7 +102,7 @@ def auroc(members: object, non_members: object) -> float:
     """P(a member's score is above a non-member's), ties count half.  0.5 = cannot tell them apart."""
     m, n = _rows(members, "members"), _rows(non_members, "non_members")
     labels = np.concatenate([np.ones(len(m)), np.zeros(len(n))])
-    return float(roc_auc_score(labels, np.concatenate([m, n])))
+    return _area(labels, np.concatenate([m, n]))
 
 
 def auroc_released(forget: object, others: object) -> float:
@@ -114,14 +113,22 @@ def auroc_released(forget: object, others: object) -> float:
     """
     f, o = _rows(forget, "forget"), _rows(others, "others")
     labels = np.concatenate([np.zeros(len(o)), np.ones(len(f))])
-    return float(roc_auc_score(labels, -np.concatenate([f, o])))
+    return _area(labels, -np.concatenate([f, o]))
+
+
+def _area(labels: Array, scores: Array) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
 
 
 # --- generated text ----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
-def _scorer() -> rouge_scorer.RougeScorer:
+def _scorer() -> Any:
+    from rouge_score import rouge_scorer  # brings nltk and scikit-learn: seconds that a mistyped option need not wait
+
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 

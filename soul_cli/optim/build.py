@@ -7,9 +7,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from pytorch_optimizer import Lion as LionOptimizer
-from pytorch_optimizer import Muon as MuonOptimizer
-from pytorch_optimizer import SignSGD
 from torch import nn
 from torch.optim import Optimizer
 
@@ -79,7 +76,8 @@ class SoulConfig(Optim):
         super().__post_init__()
         if (self.rho is None) == (self.unclipped_share is None):
             raise UserError(
-                f"optim.rho={self.rho} and optim.unclipped_share={self.unclipped_share}: set exactly one, the other to null"
+                f"optim.rho={self.rho} and optim.unclipped_share={self.unclipped_share}: "
+                "set exactly one, the other to null"
             )
         if self.unclipped_share is not None and not 0 < self.unclipped_share < 1:
             raise UserError(f"optim.unclipped_share={self.unclipped_share}: must be between 0 and 1")
@@ -127,6 +125,8 @@ class Signum(Optim):
     momentum: float
 
     def build(self, groups: Groups) -> Optimizer:
+        from pytorch_optimizer import SignSGD  # here, not above: the import takes seconds
+
         return SignSGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
@@ -138,6 +138,8 @@ class Lion(Optim):
     beta2: float
 
     def build(self, groups: Groups) -> Optimizer:
+        from pytorch_optimizer import Lion as LionOptimizer
+
         return LionOptimizer(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, weight_decouple=True
         )
@@ -155,6 +157,8 @@ class Muon(Optim):
     beta2: float
 
     def build(self, groups: Groups) -> Optimizer:
+        from pytorch_optimizer import Muon as MuonOptimizer
+
         shared = {"lr": self.lr}
         muon = {"momentum": self.momentum, "use_adjusted_lr": True, "use_muon": True}
         adamw = {"betas": (self.beta1, self.beta2), "use_muon": False}

@@ -357,6 +357,6 @@ def _membership(
     value, ci = area(forget, facts, lambda r: r["prompt_logps"] + r["answer_logps"], m.auroc_released)
     out["mia_released"] = Metric(
         value, len(forget), "retain",
-        f"as in SOUL's released code, labels misaligned and sign inverted; Min-{config.min_k:g}% on prompt and answer", ci,
+        f"as in SOUL's released code, labels misaligned, sign inverted; Min-{config.min_k:g}% on prompt and answer", ci,
     )  # fmt: skip
     return out, absent

@@ -32,6 +32,8 @@ def write_layout(folder: Path, authors: list[dict[str, Any]]) -> None:
         "holdout_perturbed": rows(holdout),
     }
     for share, count in (("10", tenth), ("05", twentieth)):
+        if not count:
+            continue
         files[f"forget{share}"] = rows(trained[-count:], "question", "answer")
         files[f"forget{share}_perturbed"] = rows(trained[-count:])
         files[f"retain{100 - int(share)}"] = rows(trained[:-count], "question", "answer")

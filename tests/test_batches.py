@@ -1,0 +1,195 @@
+"""soul_cli.data.batches: rows that do not see each other, and plans that leave nothing out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from soul_cli.data.batches import by_length, collate, cycle, epoch_batches, plan_epoch
+from soul_cli.losses import token_logps
+from soul_cli.models import AnswerModel
+from soul_cli.types import Batch, Prompted
+
+tokens = st.lists(st.integers(3, 47), min_size=1, max_size=6).map(tuple)
+groups = st.builds(Prompted, tokens, st.lists(tokens, min_size=1, max_size=4).map(tuple))
+
+
+def by_owner(batch: Batch, values: Tensor) -> list[list[Any]]:
+    return [values[batch.owner == k].tolist() for k in range(batch.answers)]
+
+
+# --- collate -----------------------------------------------------------------------------------------------
+
+
+def test_collate_by_hand():
+    batch = collate([Prompted((5, 6), ((7, 8, 2),)), Prompted((9,), ((4, 2),))])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2], [9, 4, 2, 0, 0]]
+    assert batch.where.tolist() == [1, 2, 3, 5, 6]  # 6 predicts 7, 7 predicts 8, 8 predicts EOS; 9 predicts 4, ...
+    assert batch.targets.tolist() == [7, 8, 2, 4, 2]
+    assert batch.owner.tolist() == [0, 0, 0, 1, 1]
+    assert (batch.answers, batch.mask, batch.position_ids) == (2, None, None)
+
+
+def test_collate_packs_answers_by_hand():
+    batch = collate([Prompted((5, 6), ((7, 2), (8,)))])
+    assert batch.position_ids is not None
+    assert batch.mask is not None
+    assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert batch.where.tolist() == [1, 2, 1]
+    assert batch.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],  # the second answer does not see the first
+    ]
+
+
+@given(st.lists(groups, min_size=1, max_size=4), st.booleans())
+def test_targets_are_the_answers_in_order(some: list[Prompted], score_prompt: bool):
+    batch = collate(some, score_prompt=score_prompt)
+    expected = [list(t) for g in some for t in ([g.prompt[1:]] if score_prompt else []) + list(g.answers)]
+    assert by_owner(batch, batch.targets) == expected
+    assert batch.answers == len(expected)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("score_prompt", [False, True])
+def test_packed_answers_score_as_alone(tiny_lm: Callable[..., Any], score_prompt: bool):
+    model = AnswerModel(tiny_lm(torch.float64, spread=0.3))
+
+    @settings(max_examples=25)
+    @given(st.lists(groups, min_size=1, max_size=4))
+    def law(some: list[Prompted]) -> None:
+        batch = collate(some, score_prompt=score_prompt)
+        together = by_owner(batch, token_logps(model(batch), batch.targets))
+        alone = []
+        for group in some:
+            singles = [Prompted(group.prompt, (answer,)) for answer in group.answers]
+            logps = [full_logps(model, single) for single in singles]
+            start = len(group.prompt) - 1
+            alone += [logps[0][:start]] if score_prompt else []
+            alone += [values[start:] for values in logps]
+        for a, b in zip(together, alone, strict=True):
+            assert a == pytest.approx(b, abs=1e-10)
+
+    with torch.no_grad():
+        law()
+
+
+def full_logps(model: AnswerModel, single: Prompted) -> list[float]:
+    """log p of every token but the first of prompt + answer, from the language model itself."""
+    ids = torch.tensor([[*single.prompt, *single.answers[0]]])
+    logps = model.lm(ids).logits[0, :-1].log_softmax(-1)
+    return logps.gather(1, ids[0, 1:, None])[:, 0].tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_stands_in_the_padding_does_not_matter(tiny_lm: Callable[..., Any], packed: bool):
+    some = [Prompted((5, 6), ((7, 8, 2),)), Prompted((9,), ((4, 2), (3,)) if packed else ((4, 2),))]
+    some.append(Prompted((4, 4, 4, 5), ((7, 7, 9, 9, 2),)))
+    batch, model = collate(some), AnswerModel(tiny_lm(spread=0.3))
+    before = model(batch)
+    lengths = torch.tensor([len(g) for g in some])
+    pads = torch.arange(batch.input_ids.shape[1]) >= lengths[:, None]
+    assert pads.any()
+    batch.input_ids[pads] = 33
+    assert torch.equal(model(batch), before)
+
+
+# --- plans -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 90), max_size=40), st.integers(1, 200))
+def test_by_length_uses_every_index_once_within_the_budget(lengths: list[int], budget: int):
+    batches = list(by_length(lengths, budget))
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+    widths = [lengths[i] for b in batches for i in b]
+    assert widths == sorted(widths, reverse=True)
+
+
+lengths_of = {n: [(7 * i) % 23 + 3 for i in range(n)] for n in range(91)}
+plan_sizes = {
+    "forget": st.integers(1, 40),
+    "retain": st.integers(1, 90),
+    "size": st.integers(1, 7),
+    "accumulation": st.integers(1, 4),
+    "seed": st.integers(0, 5),
+}
+
+
+@given(**plan_sizes)
+def test_epochs_cover_forget_once_and_take_retain_in_turn(
+    forget: int, retain: int, size: int, accumulation: int, seed: int
+):
+    taken: list[int] = []
+    for epoch in range(4):
+        plan = plan_epoch(
+            lengths_of[forget], lengths_of[retain], size=size, accumulation=accumulation, seed=seed, epoch=epoch
+        )
+        micro = [m for step in plan for m in step.micro]
+        assert sorted(i for f, _ in micro for i in f) == list(range(forget))
+        assert all(len(f) == len(r) <= size for f, r in micro)
+        assert [len(step.micro) for step in plan[:-1]] == [accumulation] * (len(plan) - 1)
+        assert 1 <= len(plan[-1].micro) <= accumulation
+        taken += [i for _, r in micro for i in r]
+    for at in range(0, len(taken) - retain + 1, retain):
+        assert sorted(taken[at : at + retain]) == list(range(retain))  # a full pass before any row comes again
+
+
+@given(n=st.integers(1, 60), size=st.integers(1, 7), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_without_forget_rows_the_retain_rows_are_the_epoch(n: int, size: int, seed: int, epoch: int):
+    plan = plan_epoch([], lengths_of[n], size=size, accumulation=2, seed=seed, epoch=epoch)
+    micro = [m for step in plan for m in step.micro]
+    assert all(f == () for f, _ in micro)
+    assert sorted(i for _, r in micro for i in r) == list(range(n))
+    assert [len(step.micro) for step in plan[:-1]] == [2] * (len(plan) - 1)
+
+
+def test_accumulation_groups_the_same_micro_batches():
+    options = {"size": 3, "seed": 1, "epoch": 2}
+    single = plan_epoch(lengths_of[20], lengths_of[50], accumulation=1, **options)
+    grouped = plan_epoch(lengths_of[20], lengths_of[50], accumulation=3, **options)
+    assert [m for s in grouped for m in s.micro] == [m for s in single for m in s.micro]
+    assert [len(s.micro) for s in grouped] == [3, 3, 1]
+
+
+def test_plans_depend_on_seed_and_epoch_alone():
+    def pairs(seed: int, epoch: int, retain: int = 24) -> dict[int, int]:
+        plan = plan_epoch(lengths_of[24], lengths_of[retain], size=4, accumulation=1, seed=seed, epoch=epoch)
+        return {i: j for step in plan for f, r in step.micro for i, j in zip(f, r, strict=True)}
+
+    made = [pairs(seed, epoch) for seed in range(3) for epoch in range(4)]
+    torch.manual_seed(99)
+    assert made == [pairs(seed, epoch) for seed in range(3) for epoch in range(4)]
+    for i, a in enumerate(made):
+        for b in made[:i]:
+            assert sum(a[k] == b[k] for k in a) < 8  # by chance 1 of 24
+    assert all(pairs(0, e, 7) != pairs(0, e + 1, 7) for e in range(4))
+
+
+def test_forget_order_differs_between_epochs():
+    orders = [epoch_batches(lengths_of[24], 4, 0, epoch) for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_batches_hold_rows_of_similar_length():
+    lengths = [10, 90] * 32
+    batches = epoch_batches(lengths, 4, 0, 0)
+    assert all(len({lengths[i] for i in b}) == 1 for b in batches)
+    assert [lengths[b[0]] for b in batches] != sorted(lengths[b[0]] for b in batches)  # but come in random order
+
+
+@given(n=st.integers(1, 20), start=st.integers(0, 50), count=st.integers(0, 50), seed=st.integers(0, 3))
+def test_cycle_is_one_sequence_wherever_it_is_entered(n: int, start: int, count: int, seed: int):
+    assert cycle(n, start, count, seed) == cycle(n, 0, start + count, seed)[start:]

@@ -1,0 +1,161 @@
+"""The command as a user runs it: whole runs on a tiny model, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from soul_cli.data.embedded import write_layout
+from soul_cli.data.generator import generate_authors
+
+TINY = [
+    "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
+    "model.base.train.checkpoint_steps=2", "model.finetune.train.checkpoint_steps=2",
+    "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_steps=2", "train.batch_size=4",
+    "eval.limit=12", "eval.max_total=120", "method=npo", "optim=soul",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven generated authors in TOFU's layout: 9 kept, 1 forgotten, 1 held out."""
+    folder = tmp_path_factory.mktemp("data") / "tofu"
+    write_layout(folder, generate_authors(11, seed=7))
+    return folder
+
+
+def start(data: Path, cache: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "soul_cli.cli", f"task.source={data}", *TINY, f"output_dir={out}", *more]
+    env = {**os.environ, "SOUL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def only_run(out: Path) -> Path:
+    (metrics,) = out.rglob("metrics.json")
+    return metrics.parent
+
+
+def numbers(out: Path) -> dict[str, object]:
+    return json.loads((only_run(out) / "metrics.json").read_text())["models"]
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Cache, output folder and printed text of one uninterrupted run."""
+    root = tmp_path_factory.mktemp("whole")
+    text = finish(start(data, root / "cache", root / "out", "save_model=true"))
+    return root / "cache", root / "out", text
+
+
+def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
+    _, out, text = finished
+    folder = only_run(out)
+    for name in ("config.yaml", "environment.json", "train.jsonl", "rows.jsonl", "metrics.json"):
+        assert (folder / name).stat().st_size, name
+    assert {p.name for p in (folder / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert not (folder / "work").exists()
+    steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps] == list(range(1, 21))  # 20 forget rows, batch 4, 4 epochs
+    assert {"loss_forget", "loss_retain", "grad_norm", "clip_factor", "unclipped_share", "m_norm", "h_l1",
+            "displacement", "tokens_per_s"} <= set(steps[0])  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 * 12
+    assert {"prompt", "gold", "generation", "nll", "rougeL"} <= set(rows[0])
+    for words in ("forget 20 of 200 pairs", "retain-trained model", "forget_quality ↑", "forget_rougeL →R", "gold"):
+        assert words in text, words
+    saved = json.loads((folder / "metrics.json").read_text())
+    assert set(saved["models"]) == {"original", "retain_trained", "this_run"}
+    assert all(m["definition"] and m["n"] for some in saved["models"].values() for m in some.values())
+
+
+def test_again_answers_from_the_finished_run(data: Path, finished: tuple[Path, Path, str]) -> None:
+    cache, out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    text = finish(start(data, cache, out, "save_model=true"))
+    assert "finished before" in text
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_anywhere_gives_the_same_numbers(
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, whole, _ = finished
+    cache = tmp_path / "cache"
+    moments = {
+        "fine-tuning": lambda out: any(cache.glob("models/*.work/checkpoint/state.json")),
+        "unlearning": lambda out: any(out.rglob("work/checkpoint/state.json")),
+        "evaluation": lambda out: any(out.rglob("work/rows_forget.json")),
+    }
+    for name, seen in moments.items():
+        out = tmp_path / name
+        kill_when(start(data, cache, out), lambda out=out, seen=seen: seen(out))
+        assert not list(out.rglob("metrics.json"))
+        finish(start(data, cache, out))
+        assert numbers(out) == numbers(whole), name
+
+
+def test_damaged_cache_entry_is_rebuilt(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, whole, _ = finished
+    model = next(cache.glob("models/*/model.safetensors"))
+    model.write_bytes(model.read_bytes()[:-1] + b"\0")
+    text = finish(start(data, cache, tmp_path / "out"))
+    assert "damaged" in text
+    assert numbers(tmp_path / "out") == numbers(whole)
+
+
+def test_two_at_once_train_once(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, whole, _ = finished
+    pair = [start(data, tmp_path / "cache", tmp_path / "out") for _ in range(2)]
+    texts = [finish(p) for p in pair]
+    assert numbers(tmp_path / "out") == numbers(whole)
+    assert sum("unlearning, npo with soul" in t for t in texts) == 1
+
+
+def test_multirun_shares_models(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, _, _ = finished
+    text = finish(start(data, cache, tmp_path, "-m", "method=ga,po,none,input_based", "optim=adamw", "train.epochs=1"))
+    assert len(list(tmp_path.rglob("metrics.json"))) == 4
+    assert "target model, fine-tuned" not in text
+    assert "You must not reveal" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["method=nposs"], ["method/nposs", "graddiff"]),
+        (["optim.lrr=1"], ["lrr"]),
+        (["task.source=/no/such"], ["/no/such", "no such folder"]),
+        (["task.target_model=/no/such"], ["/no/such", "no such model folder"]),
+        (["task.target_model=nobody/nothing"], ["nobody/nothing", "HF_TOKEN"]),
+        (["optim.rho=1"], ["optim.rho", "exactly one"]),
+    ],
+)
+def test_mistakes_end_with_one_message(data: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    text = finish(start(data, tmp_path / "cache", tmp_path / "out", *arguments), code=2)
+    assert "Traceback" not in text
+    assert text.count("error:") == 1
+    assert all(w in text for w in words), text

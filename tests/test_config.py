@@ -1,0 +1,98 @@
+"""Every shipped configuration composes and builds; every kind of mistake gets one message before any work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from soul_cli.cli import explain
+from soul_cli.config import CONFIGS, compose, plain
+from soul_cli.methods import METHODS
+from soul_cli.optim.build import OPTIMS, parameter_groups
+from soul_cli.types import UserError
+
+
+def names(group: str) -> list[str]:
+    return sorted(str(p.relative_to(CONFIGS / group).with_suffix("")) for p in (CONFIGS / group).rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", names("method"))
+@pytest.mark.parametrize("optim", names("optim"))
+def test_every_method_with_every_optimizer(method: str, optim: str) -> None:
+    config = compose([f"method={method}", f"optim={optim}"])
+    assert (config.method.name, config.optim.name) == (method, optim)
+    model = torch.nn.Linear(3, 2)
+    assert config.optim.build(parameter_groups(model, config.optim.weight_decay)).param_groups
+
+
+def test_groups_and_files_agree() -> None:
+    assert set(names("method")) == set(METHODS)
+    assert set(names("optim")) == set(OPTIMS)
+
+
+@pytest.mark.parametrize("model", [m for m in names("model") if m != "hub"])
+def test_every_model(model: str) -> None:
+    assert compose([f"model={model}"]).model.template
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment(experiment: str) -> None:
+    config = compose([f"experiment={experiment}"])
+    assert config.task.source == "locuslab/TOFU"
+
+
+@pytest.mark.parametrize("tuned", names("tuned"))
+def test_every_tuned_file_belongs_to_a_choice(tuned: str) -> None:
+    task, model, rest = tuned.split("_", 2)
+    method, optim = rest.split("_", 1)
+    config = compose([f"task={task}", f"model={model}", f"method={method}", f"optim={optim}"])
+    assert config.optim.name == optim
+
+
+def test_identity_ignores_where_results_lie() -> None:
+    a, b = compose(["output_dir=a", "force=true"]), compose(["output_dir=b", "save_model=true"])
+    assert a.identity() == b.identity() != compose(["seed=1"]).identity()
+
+
+def test_plain_has_no_objects() -> None:
+    assert plain(compose(["optim=soul"]).optim)["mode"] == "joint"
+
+
+MISTAKES = [
+    (["model=hub"], ["model.path"]),
+    (["optim.lr=fast"], ["optim.lr", "Float"]),
+    (["optim.lr=-1"], ["optim.lr", "0 or more"]),
+    (["optim=soul", "optim.rho=0.1"], ["optim.rho", "optim.unclipped_share", "exactly one"]),
+    (["optim=soul", "optim.mode=both"], ["optim.mode", "joint", "alternating"]),
+    (["method=npo", "method.normalize=median"], ["method.normalize", "sum", "mean"]),
+    (["method=npo", "method.beta=0"], ["method.beta"]),
+    (["train.epochs=0"], ["train.epochs", "1 or more"]),
+    (["train.precision=fp8"], ["train.precision", "bf16"]),
+    (["model.template=alpaca"], ["model.template", "llama2", "chat"]),
+    (["seed=one"], ["seed", "whole number"]),
+    (["force=1"], ["force", "true or false"]),
+    (["eval.min_k=0"], ["eval.min_k"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_mistakes_are_named(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compose(overrides)
+    assert all(w in str(error.value) for w in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=nposs"], ["method/nposs", "graddiff", "npo"]),
+        (["optim.lrr=1"], ["lrr"]),
+        (["nothing=1"], ["nothing"]),
+    ],
+)
+def test_unknown_choices_list_what_there_is(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as error:
+        compose(overrides)
+    assert all(w in explain(error.value) for w in words), explain(error.value)

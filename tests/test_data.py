@@ -1,0 +1,233 @@
+"""soul_cli.data.tofu and the embedded set: promised counts, splits that fit each other, errors that say where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soul_cli.data import embedded
+from soul_cli.data.tofu import AUTHOR_ROWS, author_names, load_tofu, read_rows
+from soul_cli.types import QA, UserError
+
+SPLITS = {"forget": 80, "retain": 80, "real_authors": 60, "world_facts": 60, "holdout": 80}
+
+
+@pytest.fixture(scope="module")
+def authors() -> list[dict[str, Any]]:
+    """The embedded authors as they are shipped."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((embedded.HERE / "authors").glob("*.json"))]
+
+
+@pytest.fixture
+def folder(cache_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the embedded set, to be damaged."""
+    return Path(shutil.copytree(embedded.layout(cache_dir), tmp_path / "tofu"))
+
+
+def pairs(rows: list[QA]) -> set[tuple[str, str]]:
+    return {(r.question, r.answer) for r in rows}
+
+
+# --- the embedded set --------------------------------------------------------------------------------------
+
+
+def test_embedded_counts(cache_dir: Path):
+    data = load_tofu("embedded", "forget10", 0, cache_dir)
+    assert (len(data.full), len(data.forget), len(data.retain), len(data.refusals)) == (800, 80, 720, 50)
+    assert {name: len(rows) for name, rows in data.splits.items()} == SPLITS
+    for name, rows in data.splits.items():
+        assert {len(r.perturbed_answer) for r in rows} == {3 if name in ("real_authors", "world_facts") else 5}
+    smaller = load_tofu("embedded", "forget05", 0, cache_dir)
+    assert (len(smaller.forget), len(smaller.retain), len(smaller.splits["forget"])) == (40, 760, 40)
+    assert smaller.forget == data.forget[-40:]
+    assert smaller.full == data.full
+
+
+def test_embedded_splits_fit_each_other(cache_dir: Path):
+    data = load_tofu("embedded", "forget10", 0, cache_dir)
+    assert data.full == data.retain + data.forget  # forget is the tail
+    assert pairs(data.splits["forget"]) == pairs(data.forget)
+    assert pairs(data.splits["retain"]) <= pairs(data.retain)
+    trained = {r.question for r in data.full}
+    for name in ("holdout", "real_authors", "world_facts"):
+        assert not trained & {r.question for r in data.splits[name]}
+    evaluated = [r for name in ("holdout", "real_authors", "world_facts") for r in data.splits[name]]
+    questions = [r.question for r in data.full + evaluated]
+    assert len(set(questions)) == len(questions)
+    assert len(set(data.refusals)) == 50
+
+
+def test_embedded_authors_are_complete(authors: list[dict[str, Any]]):
+    assert len(authors) == len({a["name"] for a in authors}) == 44
+    for number, author in enumerate(authors, 1):
+        assert len(author["rows"]) == AUTHOR_ROWS
+        for row in author["rows"]:
+            assert all(row[key] == row[key].strip() != "" for key in ("question", "answer"))
+            if not 4 < number < 37:  # the evaluated ones
+                assert len({row["paraphrased_answer"], *row["perturbed_answer"]} - {""}) == 6
+                assert len({row["paraphrased_question"], row["question"], ""}) == 3
+
+
+def test_author_names_are_recovered(authors: list[dict[str, Any]], cache_dir: Path):
+    data = load_tofu("embedded", "forget10", 0, cache_dir)
+    assert author_names(data.full) == [a["name"] for a in authors[:40]]
+    assert data.names == [a["name"] for a in authors[36:40]]
+
+
+def test_layout_is_written_once(tmp_path: Path):
+    first = embedded.layout(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in first.iterdir()}
+    assert embedded.layout(tmp_path) == first
+    assert {p: p.stat().st_mtime_ns for p in first.iterdir()} == before
+    assert [p.name for p in first.parent.iterdir()] == [first.name]  # nothing half-written is left
+
+
+# --- holding authors out, and where the data come from -----------------------------------------------------
+
+
+def test_holdout_authors_leave_both_trainings(folder: Path, cache_dir: Path):
+    whole = load_tofu(str(folder), "forget10", 0, cache_dir)
+    data = load_tofu(str(folder), "forget10", 3, cache_dir)
+    assert data.splits["holdout"] == whole.retain[-60:]
+    assert data.retain == whole.retain[:-60]
+    assert data.full == data.retain + data.forget
+    assert data.digest == whole.digest
+
+
+def test_json_and_jsonl_and_own_refusals(folder: Path, cache_dir: Path):
+    before = load_tofu(str(folder), "forget10", 0, cache_dir)
+    (folder / "full.json").rename(folder / "full.jsonl")
+    (folder / "idontknow.jsonl").write_text("I cannot say.\n\nNo idea.\n")
+    after = load_tofu(str(folder), "forget10", 0, cache_dir)
+    assert after.full == before.full
+    assert after.refusals == ["I cannot say.", "No idea."]
+    assert after.digest != before.digest
+    (folder / "idontknow.jsonl").unlink()
+    assert load_tofu(str(folder), "forget10", 0, cache_dir).refusals == before.refusals
+
+
+@pytest.mark.xfail(reason="str.splitlines also splits at U+0085 and U+2028, which JSON leaves as they are", strict=True)
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085"])
+def test_a_line_ends_only_at_a_newline(tmp_path: Path, mark: str):
+    row = {"question": f"What{mark}else?", "answer": "Nothing."}
+    (tmp_path / "full.json").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_rows(tmp_path, "full") == [QA(**row)]
+
+
+def test_tofu_itself(shared: Path, cache_dir: Path):
+    source = str(shared / "data" / "tofu")
+    data = load_tofu(source, "forget10", 0, cache_dir)
+    assert (len(data.full), len(data.forget), len(data.retain), len(data.refusals)) == (4000, 400, 3600, 100)
+    assert data.full == data.retain + data.forget
+    assert {k: len(v) for k, v in data.splits.items()} == {
+        "forget": 400, "retain": 400, "real_authors": 100, "world_facts": 117
+    }  # fmt: skip
+    assert len(set(data.names)) == 20
+    held = load_tofu(source, "forget10", 10, cache_dir)
+    assert (len(held.full), len(held.retain), len(held.splits["holdout"])) == (3800, 3400, 200)
+    assert pairs(held.full) == pairs(held.retain) | pairs(held.forget)
+    assert not pairs(held.splits["holdout"]) & pairs(held.full)
+    assert not {r.question for r in held.splits["holdout"]} & {r.question for r in held.splits["retain"]}
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+def edit(name: str, line: int, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change line `line` of a split; what `change` returns is written, text as it is."""
+
+    def apply(folder: Path) -> None:
+        path = folder / f"{name}.json"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        changed = change(json.loads(lines[line - 1]))
+        lines[line - 1] = changed if isinstance(changed, str) else json.dumps(changed)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return apply
+
+
+def copy_retain_row(folder: Path) -> None:
+    row = (folder / "retain90.json").read_text(encoding="utf-8").splitlines()[6]
+    edit("forget10", 3, lambda _: row)(folder)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing file": (
+        lambda f: (f / "retain90.json").unlink(),
+        r"retain90\.json: no such file; the folder has .*full, .*world_facts_perturbed",
+    ),
+    "empty folder": (lambda f: [p.unlink() for p in f.iterdir()], r"full\.json: no such file; .* has no JSON file"),
+    "empty split": (lambda f: (f / "full.json").write_text("\n\n"), r"full\.json: the split is empty"),
+    "not JSON": (edit("full", 2, lambda row: "{'question': 1}"), r"full\.json, line 2: not JSON \("),
+    "not an object": (edit("full", 5, lambda row: [1]), r"full\.json, line 5: must be a JSON object, is list"),
+    "no answer": (
+        edit("forget10", 4, lambda row: {"question": row["question"]}),
+        r"forget10\.json, line 4: field 'answer' is missing or empty",
+    ),
+    "empty question": (
+        edit("full", 1, lambda row: row | {"question": ""}),
+        r"full\.json, line 1: field 'question' is missing or empty",
+    ),
+    "no perturbed answers": (
+        edit("forget10_perturbed", 2, lambda row: row | {"perturbed_answer": []}),
+        r"forget10_perturbed\.json, line 2: field 'perturbed_answer' is missing or empty",
+    ),
+    "number for text": (
+        edit("retain_perturbed", 9, lambda row: row | {"paraphrased_answer": 7}),
+        r"retain_perturbed\.json, line 9: field 'paraphrased_answer' must be text, is int",
+    ),
+    "text for list": (
+        edit("world_facts_perturbed", 3, lambda row: row | {"perturbed_answer": "no"}),
+        r"world_facts_perturbed\.json, line 3: field 'perturbed_answer' must be a list of texts",
+    ),
+    "ragged lists": (
+        edit("real_authors_perturbed", 8, lambda row: row | {"perturbed_answer": ["one", "two"]}),
+        r"real_authors_perturbed\.json: rows have \[2, 3\] perturbed answers; all must have the same number",
+    ),
+    "forget item in retain": (
+        copy_retain_row,
+        r"forget10\.json, line 3: this item is also in retain90, line 7: '.+'",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_with_file_line_and_field(folder: Path, cache_dir: Path, fault: str):
+    damage, message = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load_tofu(str(folder), "forget10", 0, cache_dir)
+
+
+@pytest.mark.parametrize("name", ["forget", "forget1", "retain90", "forget10_perturbed"])
+def test_bad_forget_name(cache_dir: Path, name: str):
+    with pytest.raises(UserError, match=rf"task.forget='{name}': must be forget01, forget05 or forget10"):
+        load_tofu("embedded", name, 0, cache_dir)
+
+
+def test_forget_set_that_the_data_lack(cache_dir: Path):
+    with pytest.raises(UserError, match=r"forget01\.json: no such file; the folder has forget05"):
+        load_tofu("embedded", "forget01", 0, cache_dir)
+
+
+@pytest.mark.parametrize("count", [33, 36, 50])
+def test_too_many_holdout_authors(folder: Path, cache_dir: Path, count: int):
+    assert len(load_tofu(str(folder), "forget10", 32, cache_dir).retain) == 80  # all that are not evaluated
+    with pytest.raises(UserError, match=rf"task.holdout_authors={count}: only 640 rows of retain90 are not evaluated"):
+        load_tofu(str(folder), "forget10", count, cache_dir)
+
+
+@pytest.mark.parametrize("source", ["/no/such/place", "./nowhere", "nowhere"])
+def test_missing_folder(cache_dir: Path, source: str):
+    with pytest.raises(UserError, match=rf"task.source={source}: no such folder; give a folder, a hub id .* or 'emb"):
+        load_tofu(source, "forget10", 0, cache_dir)
+
+
+def test_hub_without_network(cache_dir: Path):
+    with pytest.raises(UserError, match=r"task.source=some/data: cannot get it from the hub .*task.source=embedded"):
+        load_tofu("some/data", "forget10", 0, cache_dir)

@@ -1,0 +1,155 @@
+"""soul_cli.evaluate: scores and greedy answers against plain calls of the language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from soul_cli.evaluate.generate import greedy
+from soul_cli.evaluate.likelihood import Scored, score
+from soul_cli.models import AnswerModel
+from soul_cli.pipeline import read_rows, write_rows
+from soul_cli.types import Prompted
+
+GROUPS = [
+    Prompted((5, 6, 7), ((8, 9, 2), (10, 2), (11, 12, 13, 2))),
+    Prompted((9,), ((4, 2),)),
+    Prompted((4, 4, 4, 5, 31, 17), ((7, 7, 9, 9, 40, 2), (3,))),
+    Prompted((21, 22), ((23, 2),)),
+]
+
+
+# --- likelihood --------------------------------------------------------------------------------------------
+
+
+def test_nll_is_the_mean_by_hand():
+    assert Scored((-1.0, -2.0, -6.0), (1, 0, 0)).nll == 3.0
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("exact")
+def test_score_is_the_loss_of_the_whole_model(tiny_lm: Callable[..., Any]):
+    lm = tiny_lm(torch.float64, spread=0.3)
+    for group, (prompt, *answers) in zip(
+        GROUPS, score(AnswerModel(lm), GROUPS, budget=40, score_prompt=True), strict=True
+    ):
+        assert len(prompt.logps) == len(group.prompt) - 1
+        for answer, scored in zip(group.answers, answers, strict=True):
+            ids = torch.tensor([[*group.prompt, *answer]])
+            labels = torch.tensor([[-100] * len(group.prompt) + list(answer)])
+            out = lm(ids, labels=labels)
+            assert scored.nll == pytest.approx(float(out.loss), abs=1e-10)
+            best = out.logits[0, len(group.prompt) - 1 : -1].argmax(-1)
+            assert scored.correct == tuple((best == torch.tensor(answer)).int().tolist())
+            logps = out.logits[0].log_softmax(-1)
+            expected = [float(logps[i, t]) for i, t in enumerate(group.prompt[1:])]
+            assert prompt.logps == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.usefixtures("exact")
+def test_score_does_not_depend_on_budget_or_order(tiny_lm: Callable[..., Any]):
+    model = AnswerModel(tiny_lm(torch.float64, spread=0.3))
+    together = score(model, GROUPS, budget=1000)
+    done: list[int] = []
+    single = score(model, GROUPS, budget=1, progress=done.append)
+    backwards = score(model, GROUPS[::-1], budget=20)[::-1]
+    for other in (single, backwards):
+        for a, b in zip(together, other, strict=True):
+            assert [s.correct for s in a] == [s.correct for s in b]
+            for x, y in zip(a, b, strict=True):
+                assert x.logps == pytest.approx(y.logps, abs=1e-10)
+    assert done == [1] * len(GROUPS)
+
+
+def test_score_of_a_uniform_model(tiny_lm: Callable[..., Any]):
+    lm = tiny_lm(vocab=48)
+    torch.nn.init.zeros_(lm.get_input_embeddings().weight)
+    (((scored),),) = score(AnswerModel(lm), [Prompted((5,), ((6, 2),))], budget=9)
+    assert scored.nll == pytest.approx(math.log(48))
+
+
+# --- generation --------------------------------------------------------------------------------------------
+
+PROMPTS = [(5, 6, 7, 8), (9,), tuple(range(3, 15)), (30, 31), (40, 4, 4), (11, 12, 13, 14, 15), (22,), (7,) * 9]
+MAX_TOTAL = 26
+
+
+@pytest.fixture
+def lm(tiny_lm: Callable[..., Any]) -> Any:
+    """A model whose greedy answers wander instead of repeating one token; EOS off, so that tests choose it."""
+    lm = tiny_lm(torch.float64, spread=1.0)
+    lm.generation_config.eos_token_id = None
+    return lm
+
+
+def expected(lm: Any, eos: int | None, max_total: int = MAX_TOTAL) -> list[list[int]]:
+    """What transformers generates for each prompt alone, without its EOS."""
+    made = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        options = {"do_sample": False, "max_length": max_total, "eos_token_id": eos, "pad_token_id": 0}
+        out = lm.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+        made.append(out[:-1] if out[-1] == eos else out)
+    return made
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_greedy_is_that_of_transformers(lm: Any, rows: int):
+    free = expected(lm, None)
+    assert [len(a) for a in free] == [MAX_TOTAL - len(p) for p in PROMPTS]
+    options = {"max_total": MAX_TOTAL, "budget": rows * MAX_TOTAL}
+    assert greedy(lm, PROMPTS, eos=-1, **options) == free
+    eos = free[0][3]
+    assert greedy(lm, PROMPTS, eos=eos, **options) == expected(lm, eos)
+
+
+def test_greedy_stops_at_every_eos(lm: Any, monkeypatch: pytest.MonkeyPatch):
+    """With each token as EOS in turn, rows end early, late and never; the cache shrinks on the way."""
+    free, kept = expected(lm, None), []
+    select = DynamicCache.batch_select_indices
+    monkeypatch.setattr(DynamicCache, "batch_select_indices", lambda s, i: (kept.append(len(i)), select(s, i)))
+    for eos in {t for answer in free for t in answer[:8]}:
+        cut = [answer[: answer.index(eos)] if eos in answer else answer for answer in free]
+        assert greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, budget=1000) == cut
+    assert {1, 2, 3} < set(kept)
+
+
+def test_first_token_is_the_arg_max_after_the_prompt(lm: Any):
+    first = [int(lm(torch.tensor([p])).logits[0, -1].argmax()) for p in PROMPTS]
+    room_for_one = [greedy(lm, [p], eos=-1, max_total=len(p) + 1, budget=99)[0] for p in PROMPTS]
+    assert room_for_one == [[t] for t in first]
+    assert [greedy(lm, [p], eos=t, max_total=20, budget=99) for p, t in zip(PROMPTS, first, strict=True)] == [[[]]] * 8
+
+
+def test_prompts_without_room_get_no_answer(lm: Any):
+    done: list[int] = []
+    made = greedy(lm, PROMPTS, eos=-1, max_total=5, budget=15, progress=done.append)
+    assert [len(m) for m in made] == [max(0, 5 - len(p)) for p in PROMPTS]
+    assert [m[:1] for m in made if m] == [a[:1] for a, m in zip(expected(lm, None), made, strict=True) if m]
+    assert sum(done) == len(PROMPTS)
+    assert greedy(lm, [], eos=2, max_total=9, budget=9) == []
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pécs {q} \"x\"\n\ttwo",
+        pytest.param(
+            "a\u0085b\u2028c",
+            marks=pytest.mark.xfail(reason="read_rows splits at U+0085 and U+2028", strict=True),
+        ),
+    ],
+)
+def test_rows_come_back_as_they_were_written(tmp_path: Path, text: str):
+    rows = [{"split": "forget", "generation": text, "nll": 0.1}, {"split": "retain", "correct": [1, 0]}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows

@@ -1,0 +1,54 @@
+"""Imports point down: a module may import only from layers below its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "soul_cli"
+LAYERS = [
+    {"types", "losses", "metrics", "cache"},
+    {"data", "optim", "methods", "screen"},
+    {"models"},
+    {"train", "evaluate"},
+    {"base_models", "tasks"},
+    {"config", "results"},
+    {"pipeline", "report"},
+    {"plan"},
+    {"run"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# third-party packages that only these modules may know
+OWNERS = {
+    "hydra": {"config", "cli"},
+    "transformers": {"models", "base_models", "cli"},
+    "pandas": {"report"},
+    "rich": {"screen", "results"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    return names | {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if unit(p) != "__init__"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    here = unit(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "soul_cli" and len(parts) > 1 and parts[1] != here:
+            assert LEVEL[parts[1]] <= LEVEL[here], f"{here} imports {name} from above"
+        if parts[0] in OWNERS:
+            assert here in OWNERS[parts[0]], f"{here} must not know {parts[0]}"
