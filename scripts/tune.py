@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Choose the embedded defaults: the same number of settings for every optimizer, on a seed that is never reported.
 
-    python scripts/tune.py run [PART/PARTS]   # six settings a cell; finished runs are not repeated
+    python scripts/tune.py run [PART/PARTS]   # four settings a cell; finished runs are not repeated
     python scripts/tune.py write              # results/tuning_tofu_embedded.csv and configs/tuned/*.yaml
 
 Score of a setting, all four in [0, 1], harmonic mean: ROUGE-L kept on the retain set; real-author and world-fact
@@ -21,26 +21,40 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 100  # reported: 0-4
 OUT = ROOT / "outputs" / "tune"
 TABLE = ROOT / "results" / "tuning_tofu_embedded.csv"
-SHARED = {"train.epochs": 10}  # for every cell
-NPO_BETA = 0.035  # the paper's 0.1 stops long before answers of this length are forgotten
+SHARED = {"train.epochs": 10, "eval.limit": 40}  # for every cell; reported runs evaluate all questions
+NPO_WEIGHT = 5.0
 
-# peak rates per optimizer: steps of unbounded ascent need smaller ones
-BOUNDED = {"adamw": (1e-3, 2e-3, 4e-3), "soul": (2.5e-4, 5e-4, 1e-3), "soul_released": (2.5e-4, 5e-4, 1e-3)}
-ASCENT = {"adamw": (5e-5, 1e-4, 2e-4), "soul": (1e-5, 2e-5, 4e-5), "soul_released": (1e-5, 2e-5, 4e-5)}
-WEIGHTS = {"graddiff": (5.0, 20.0), "po": (1.0, 5.0), "npo": (3.0, 10.0)}
+# Peak rates by optimizer.  Ranges were found by a look at NPO on the same seed; ascent is unbounded and needs less.
+BOUNDED = {"adamw": (1e-3, 2e-3), "soul": (2.5e-4, 5e-4), "soul_released": (2.5e-4, 5e-4)}
+ASCENT = {"adamw": (5e-5, 2e-4), "soul": (1e-5, 4e-5), "soul_released": (1e-5, 4e-5)}
+ALONE = {
+    "adamw": (1e-5, 2e-5, 4e-5, 8e-5),
+    "soul": (2.5e-6, 5e-6, 1e-5, 2e-5),
+    "soul_released": (2.5e-6, 5e-6, 1e-5, 2e-5),
+}
 
 
 def settings() -> list[dict[str, object]]:
-    """Six settings for each of 4 methods x 3 optimizers."""
-    cells = []
+    """Four settings for each of 4 methods x 3 optimizers."""
+    cells: list[dict[str, object]] = []
     for optim in BOUNDED:
-        for lr in (r * f for r in ASCENT[optim] for f in (0.25, 0.5)):
-            cells.append({"method": "ga", "optim": optim, "optim.lr": lr})
-        for method, weights in WEIGHTS.items():
-            rates = (ASCENT if method == "graddiff" else BOUNDED)[optim]
-            for lr, weight in product(rates, weights):
-                extra = {"method.beta": NPO_BETA} if method == "npo" else {}
-                cells.append({"method": method, "optim": optim, "optim.lr": lr, "method.retain_weight": weight, **extra})
+        cells += [{"method": "ga", "optim": optim, "optim.lr": lr} for lr in ALONE[optim]]
+        for lr, weight in product(ASCENT[optim], (5.0, 20.0)):
+            cells.append({"method": "graddiff", "optim": optim, "optim.lr": lr, "method.retain_weight": weight})
+        for lr, weight in product(BOUNDED[optim], (1.0, 5.0)):
+            cells.append({"method": "po", "optim": optim, "optim.lr": lr, "method.retain_weight": weight})
+        for lr, beta in product(
+            BOUNDED[optim], (0.02, 0.035)
+        ):  # the paper's 0.1 stops long before such answers are forgotten
+            cells.append(
+                {
+                    "method": "npo",
+                    "optim": optim,
+                    "optim.lr": lr,
+                    "method.retain_weight": NPO_WEIGHT,
+                    "method.beta": beta,
+                }
+            )
     return [{**c, **SHARED} for c in cells]
 
 
@@ -80,7 +94,14 @@ def write() -> None:
     for file in OUT.rglob("cell.json"):
         models = json.loads((file.parent / "metrics.json").read_text())["models"]
         now = models["this_run"]
-        shown = ("forget_quality", "forget_rougeL", "retain_rougeL", "real_authors_acc", "world_facts_acc", "model_utility")
+        shown = (
+            "forget_quality",
+            "forget_rougeL",
+            "retain_rougeL",
+            "real_authors_acc",
+            "world_facts_acc",
+            "model_utility",
+        )
         numbers = {k: now[k]["value"] for k in shown} | {"D": now["forget_quality"]["extra"]["D"]}
         rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score(models), **numbers})
     rows.sort(key=lambda r: (r["method"], r["optim"], -r["score"]))
@@ -93,7 +114,9 @@ def write() -> None:
     for r in rows:
         best.setdefault((r["method"], r["optim"]), r)
     for (method, optim), r in best.items():
-        text = f"# @package _global_\n# best of six settings by scripts/tune.py on seed {SEED}, score {r['score']:.3f}\n"
+        text = (
+            f"# @package _global_\n# best of four settings by scripts/tune.py on seed {SEED}, score {r['score']:.3f}\n"
+        )
         for group in ("method", "optim", "train"):
             values = {k.split(".")[1]: v for k, v in r.items() if k.startswith(f"{group}.")}
             if values:

@@ -298,5 +298,13 @@ class Trainer:
                 _, owner, i, name = key.split(".", 3)
                 if int(owner) == k:
                     state.setdefault(int(i), {})[name] = value
-            phase.optimizer.load_state_dict({"state": state, "param_groups": saved["groups"][k]})
+            fresh = phase.optimizer.state_dict()["param_groups"]
+            groups = [_retype(old, new) for old, new in zip(saved["groups"][k], fresh, strict=True)]
+            phase.optimizer.load_state_dict({"state": state, "param_groups": groups})
         return saved["records"]
+
+
+def _retype(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
+    same = {k for k in saved if json.loads(json.dumps(fresh.get(k))) == saved[k]}
+    return {k: fresh[k] if k in same and k in fresh else v for k, v in saved.items()}

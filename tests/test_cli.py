@@ -100,9 +100,7 @@ def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
     process.wait()
 
 
-def test_killed_anywhere_gives_the_same_numbers(
-    data: Path, finished: tuple[Path, Path, str], tmp_path: Path
-) -> None:
+def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, whole, _ = finished
     cache = tmp_path / "cache"
     moments = {

@@ -142,7 +142,7 @@ def test_prompts_without_room_get_no_answer(lm: Any):
 @pytest.mark.parametrize(
     "text",
     [
-        "Pécs {q} \"x\"\n\ttwo",
+        'Pécs {q} "x"\n\ttwo',
         pytest.param(
             "a\u0085b\u2028c",
             marks=pytest.mark.xfail(reason="read_rows splits at U+0085 and U+2028", strict=True),
