@@ -20,6 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 PACKAGE = Path(__file__).parent
+# in a wheel the configurations lie inside the package, in a checkout beside it
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 MANIFEST = "manifest.json"
 
 

@@ -10,36 +10,35 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def main() -> None:
-    """Entry point.  The heavy imports come after the configuration has been composed and found sound."""
+    """Entry point.  torch and transformers are imported once the configuration has been composed, not before."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig  # noqa: F401  registers resolvers
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from soul_cli.config import CONFIGS, load
-    from soul_cli.types import UserError
+    from soul_cli.cache import CONFIGS
 
-    quiet()
     failed: list[str] = []
 
     def member(raw: DictConfig) -> str:
+        from soul_cli.config import load
         from soul_cli.run import run
+        from soul_cli.types import UserError
 
+        quiet()
         try:
             return str(run(load(raw)))
         except UserError as error:
-            failed.append(" ".join(sys.argv[1:]))
             say_error(str(error))
+            failed.append(str(error))
             return ""
 
-    wrapped = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(member)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a traceback
     try:
-        wrapped()
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(member)()
     except (HydraException, OmegaConfBaseException) as error:
         say_error(explain(error))
-        failed.append("")
+        sys.exit(2)
     except KeyboardInterrupt:
         say_error("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
@@ -50,13 +49,14 @@ def main() -> None:
 def explain(error: Exception) -> str:
     """A composition error in one message: what, where, and what would be right."""
     cause: BaseException | None = error
-    texts: list[str] = []
     while cause is not None:
-        text = str(cause).strip()
-        if text and text not in texts:
-            texts.append(text)
+        parent, key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
+        if parent is not None and key:
+            place, _, name = key.rpartition(".")
+            return f"{place or 'the configuration'} has no key {name!r}; it has {', '.join(map(str, parent))}"
         cause = cause.__cause__
-    return "\n".join(texts)
+    text = str(error).split("Config search path")[0]  # of no use to the reader
+    return " ".join(text.removeprefix("In 'config': ").split())
 
 
 def say_error(text: str) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_cli.base_models import MODELS, AnyModel
-from soul_cli.cache import PACKAGE
+from soul_cli.cache import CONFIGS
 from soul_cli.methods import METHODS, Method
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
@@ -27,7 +27,6 @@ GROUPS: dict[str, Mapping[str, type]] = {
     "optim": OPTIMS,
     "model": MODELS,
 }
-CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from soul_cli.cache import file_digest
 from soul_cli.types import Batch, UserError
@@ -59,6 +59,14 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32") -> nn.Module:
     except OSError as error:
         raise UserError(f"cannot load the model {ref.path!r}: {str(error).splitlines()[0]} {HUB_HELP}") from error
     return model.to(device).eval()
+
+
+def count_parameters(path: str) -> int:
+    """Parameters of a model by folder or hub id, from its configuration alone."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
 
 
 def load_tokenizer(ref: ModelRef) -> Any:

@@ -78,14 +78,20 @@ class Pipeline:
 
     def missing(self) -> set[str]:
         """Which of base, target and retain are still to be trained."""
+        if not self.needs_base():
+            return set()
         model = self.config.model
         out: set[str] = set()
-        if not self.needs_base() or not isinstance(model, EmbeddedModel):
-            return out
-        base = ModelRef("", digest(self._base_key(model)))
-        if not self.cache.has("models", self._base_key(model)):
-            out.add("base")
-        for name, rows in (("target", self.data.full), ("retain", self.data.retain)):
+        if isinstance(model, EmbeddedModel):
+            base = ModelRef("", digest(self._base_key(model)))
+            if not self.cache.has("models", self._base_key(model)):
+                out.add("base")
+        else:
+            base = self.base()
+        wanted = {"target": self.data.full}
+        if not (self.config.task.retain_model or self.config.task.retain_rows):
+            wanted["retain"] = self.data.retain
+        for name, rows in wanted.items():
             if not self.cache.has("models", self._finetune_key(base, self._finetune_rows(rows))):
                 out.add(name)
         return out

@@ -10,6 +10,7 @@ import torch
 
 from soul_cli.base_models import EmbeddedModel, HubModel
 from soul_cli.config import RunConfig
+from soul_cli.models import count_parameters
 from soul_cli.pipeline import Pipeline
 from soul_cli.tasks.base import TaskData
 
@@ -20,35 +21,35 @@ TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product
 def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) -> str:
     """The header printed before anything costly happens."""
     model = config.model
-    base = model.path if isinstance(model, HubModel) else f"embedded Llama, {parameters(config) / 1e6:.1f}M parameters"
+    base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
     what = f"{config.method.name} with {config.optim.name}" if config.method.trains else config.method.name
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
     splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
-        f"model    {target}",
+        f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
         f"evaluate {splits} questions",
         f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
-    if isinstance(model, EmbeddedModel):
-        lines.append(f"time     about {roughly(estimate(config, data, pipe))}")
+    lines.append(f"time     about {roughly(estimate(config, data, pipe))}")
     return "\n".join(lines)
 
 
 def parameters(config: RunConfig) -> int:
-    """Parameters of the embedded architecture, embeddings tied."""
+    """Parameters of the model that is unlearned, counted without weights."""
     m = config.model
-    assert isinstance(m, EmbeddedModel)
+    if config.task.target_model or isinstance(m, HubModel):
+        return count_parameters(config.task.target_model or m.path)  # type: ignore[union-attr]
     inner = m.hidden * 8 // 3 // 16 * 16
     return m.vocab * m.hidden + m.layers * (4 * m.hidden**2 + 3 * m.hidden * inner + 2 * m.hidden) + m.hidden
 
 
 def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:
     """Seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
-    rate = matmul_rate()
+    rate = matmul_rate(pipe.accelerator.device)
     flops = float(parameters(config))
 
     def words(rows: list[Any]) -> int:
@@ -72,13 +73,13 @@ def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:
     return seconds
 
 
-def matmul_rate(size: int = 512) -> float:
+def matmul_rate(device: torch.device, size: int = 512) -> float:
     """FLOP/s of a float32 matrix product on this machine, best of a few."""
-    a = torch.randn(size, size)
+    a = torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
-        a @ a
+        (a @ a).sum().item()  # waits for the device
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 

@@ -12,6 +12,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from soul_cli.cache import write_text
+from soul_cli.figures import tradeoff
 from soul_cli.results import ARROWS, NAMES
 from soul_cli.types import UserError
 
@@ -129,10 +130,10 @@ def goals_of(runs: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Entry point: soul-report FOLDER... --out NAME writes NAME.md and NAME.csv."""
-    parser = argparse.ArgumentParser(description="Tables from finished run folders: mean ± sd over seeds.")
+    """Entry point: soul-report FOLDER... --out NAME writes NAME.md, NAME.csv and NAME.png."""
+    parser = argparse.ArgumentParser(description="Tables and a figure from finished run folders: mean ± sd over seeds.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders above them")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.csv (default: print)")
+    parser.add_argument("--out", type=Path, help="write OUT.md, OUT.csv and OUT.png (default: print)")
     args = parser.parse_args()
     try:
         runs = find_runs(args.folders)
@@ -145,7 +146,8 @@ def main() -> None:
         return
     write_text(args.out.with_suffix(".md"), text)
     write_text(args.out.with_suffix(".csv"), long.to_csv(index=False, float_format="%.6g"))
-    print(f"{len(runs)} runs -> {args.out.with_suffix('.md')}, {args.out.with_suffix('.csv')}")
+    tradeoff(long, args.out.with_suffix(".png"), forget="forget_rougeL", keep="retain_rougeL")
+    print(f"{len(runs)} runs -> {args.out}.md, .csv, .png")
 
 
 if __name__ == "__main__":

@@ -178,9 +178,11 @@ def test_plans_depend_on_seed_and_epoch_alone():
     assert all(pairs(0, e, 7) != pairs(0, e + 1, 7) for e in range(4))
 
 
-def test_forget_order_differs_between_epochs():
+def test_order_and_company_differ_between_epochs():
     orders = [epoch_batches(lengths_of[24], 4, 0, epoch) for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
+    companies = [{frozenset(b) for b in epoch_batches(lengths_of[90], 2, 0, epoch)} for epoch in range(2)]
+    assert companies[0] != companies[1]  # where there are more rows than are sorted together
 
 
 def test_batches_hold_rows_of_similar_length():
@@ -193,3 +195,8 @@ def test_batches_hold_rows_of_similar_length():
 @given(n=st.integers(1, 20), start=st.integers(0, 50), count=st.integers(0, 50), seed=st.integers(0, 3))
 def test_cycle_is_one_sequence_wherever_it_is_entered(n: int, start: int, count: int, seed: int):
     assert cycle(n, start, count, seed) == cycle(n, 0, start + count, seed)[start:]
+
+
+def test_passes_over_the_retain_rows_differ():
+    passes = [cycle(24, lap * 24, 24, 0) for lap in range(3)]
+    assert passes[0] != passes[1] != passes[2]
