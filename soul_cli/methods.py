@@ -103,7 +103,7 @@ class WithRetain(Method):
     retain_weight: float
 
     def __post_init__(self) -> None:
-        if self.retain_weight < 0:
+        if not 0 <= self.retain_weight < float("inf"):
             raise UserError(f"method.retain_weight={self.retain_weight}: must be 0 or more")
 
 
@@ -144,7 +144,7 @@ class NPO(WithRetain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
+        if not 0 < self.beta < float("inf"):
             raise UserError(f"method.beta={self.beta}: must be above 0")
 
     def forget_loss(self, answers: Answers, counts: Counts) -> Tensor:

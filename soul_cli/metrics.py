@@ -44,9 +44,7 @@ def truth_ratio(right: object, wrong: object, *, mean: str) -> Array:
     and every published TOFU table; mean="arithmetic": mean_j exp(-nll_j), as in TOFU's evaluation code and SOUL
     (which adds 1e-12 to the denominator; so do we).  Returns (N,).
     """
-    r, w = _rows(right, "right"), _rows(wrong, "wrong")
-    if w.ndim != 2 or r.shape != w.shape[:1]:
-        raise ValueError(f"right {r.shape} and wrong {w.shape} must be (N,) and (N, K)")
+    r, w = _paired(right, wrong)
     if mean == "geometric":
         return np.exp(r - w.mean(axis=1))
     if mean == "arithmetic":
@@ -56,8 +54,16 @@ def truth_ratio(right: object, wrong: object, *, mean: str) -> Array:
 
 def choice_probability(right: object, wrong: object) -> Array:
     """p / (p + sum_j p_j) for real authors and world facts, (N,), (N, K) -> (N,).  TOFU, section 2.2.1."""
-    p, q = probability(right), np.exp(-_rows(wrong, "wrong"))
-    return p / (p + q.sum(axis=1))
+    r, w = _paired(right, wrong)
+    p = np.exp(-r)
+    return p / (p + np.exp(-w).sum(axis=1))
+
+
+def _paired(right: object, wrong: object) -> tuple[Array, Array]:
+    r, w = _rows(right, "right"), _rows(wrong, "wrong")
+    if w.ndim != 2 or r.shape != w.shape[:1]:
+        raise ValueError(f"right {r.shape} and wrong {w.shape} must be (N,) and (N, K)")
+    return r, w
 
 
 def ks_test(a: object, b: object) -> tuple[float, float]:
@@ -144,6 +150,8 @@ def rouge_l_f1(gold: str, generated: str) -> float:
 
 def contains(gold: str, generated: str) -> float:
     """1.0 where the gold answer is a case-insensitive substring of the generated one, else 0.0."""
+    if not gold:
+        raise ValueError("gold is empty")
     return float(gold.lower() in generated.lower())
 
 

@@ -124,6 +124,21 @@ def cell(mean: float, sd: float | None) -> str:
     return short(mean) if sd is None or pd.isna(sd) else f"{short(mean)} ± {short(sd)}"
 
 
+def caption(runs: list[dict[str, Any]]) -> str:
+    """What the numbers are, in words: data, model, sizes, and what varies behind the ±."""
+    first = runs[0]
+    config, metrics = first["config"], first["models"]["original"]
+    model = config.model.get("path") or config.task.target_model or config.model.name
+    judge = metrics["forget_acc"]["definition"].split("judge ")[-1] if "forget_acc" in metrics else "none"
+    return (
+        f"{config.task.name}, source {config.task.source}, {config.task.forget}, model {model}, "
+        f"{metrics['forget_rougeL']['n']} forget and {metrics['retain_rougeL']['n']} retain questions, judge {judge}. "
+        "Mean ± sd over n unlearning seeds; one target and one retain-trained model "
+        f"(target seed {first['target_seed']}).\n"
+        "↑ higher, ↓ lower is better; →R nearest to the retain-trained row is best.\n"
+    )
+
+
 def goals_of(runs: list[dict[str, Any]]) -> dict[str, str]:
     goals = {k: m["goal"] for r in runs for some in r["models"].values() for k, m in some.items()}
     return {**goals, "forget_quality_D": "down"}
@@ -140,7 +155,7 @@ def main() -> None:
         long = table(runs)
     except UserError as error:
         sys.exit(f"error: {error}")
-    text = markdown(long, COLUMNS[runs[0]["task"]], goals_of(runs))
+    text = caption(runs) + "\n" + markdown(long, COLUMNS[runs[0]["task"]], goals_of(runs))
     if args.out is None:
         print(text)
         return

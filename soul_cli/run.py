@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli import results
@@ -24,9 +25,9 @@ from soul_cli.types import Metric, Row, UserError
 
 def run(config: RunConfig) -> Path:
     """Run (or find finished) one experiment; returns its folder."""
+    check_trackers(config.trackers)
     data = config.task.load(config.cache)
-    cache = Cache(config.cache, say)
-    pipe = Pipeline(config, data, cache, Accelerator(cpu=None, log_with=config.trackers or None, project_dir="."))
+    pipe = Pipeline(config, data, Cache(config.cache, say), Accelerator(log_with=config.trackers or None))
     key = digest(
         {
             "config": config.identity(),
@@ -47,6 +48,15 @@ def run(config: RunConfig) -> Path:
             _run(pipe, folder, key)
     results.show(folder)
     return folder
+
+
+def check_trackers(names: list[str]) -> None:
+    available = [str(t) for t in get_available_trackers()]
+    unknown = [n for n in names if n not in available]
+    if unknown:
+        raise UserError(
+            f"trackers={unknown}: not installed or not known to Accelerate; installed: {available or 'none'}"
+        )
 
 
 def run_folder(config: RunConfig, key: str) -> Path:
@@ -71,6 +81,7 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     plain = config.plain()
     results.write_config(folder, plain)
     if config.trackers:
+        pipe.accelerator.project_configuration.set_directories(str(folder))
         pipe.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
     seconds: dict[str, float] = {}
     rows: dict[str, list[Row]] = {}

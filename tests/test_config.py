@@ -68,6 +68,8 @@ MISTAKES = [
     (["optim=soul", "optim.mode=both"], ["optim.mode", "joint", "alternating"]),
     (["method=npo", "method.normalize=median"], ["method.normalize", "sum", "mean"]),
     (["method=npo", "method.beta=0"], ["method.beta"]),
+    (["method=npo", "method.beta=.nan"], ["method.beta"]),
+    (["method=po", "method.retain_weight=.inf"], ["method.retain_weight"]),
     (["train.epochs=0"], ["train.epochs", "1 or more"]),
     (["train.precision=fp8"], ["train.precision", "bf16"]),
     (["model.template=alpaca"], ["model.template", "llama2", "chat"]),

@@ -11,7 +11,8 @@ import pytest
 
 from soul_cli import metrics as m
 from soul_cli.tasks.base import EvalConfig
-from soul_cli.tasks.tofu import FACTS, TOFU, ratio
+from soul_cli.tasks.tofu import TOFU
+from soul_cli.tasks.tofu_metrics import FACTS, ratio
 from soul_cli.types import UserError
 
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_eval_logs"

@@ -537,3 +537,13 @@ def test_estimating_leaves_gradients_and_graph_alone():
     assert unused.grad is None
     logits.square().sum().backward()  # the loss's own backward, through the same forward
     torch.testing.assert_close(linear.weight.grad, 1 + expected)
+
+
+def test_calibration_ignores_coordinates_without_curvature() -> None:
+    p = torch.nn.Parameter(torch.zeros(4))
+    soul = Soul([p], lr=0.1, betas=(0.0, 0.9), eps=1e-15, weight_decay=0.0, unclipped_share=0.5)
+    soul.update_hessian({p: torch.tensor([0.0, 0.0, 0.0, 1.0])})
+    p.grad = torch.full((4,), 5.0)
+    soul.step()
+    assert soul.stats["rho"] == 5.0  # |m| / h of the one coordinate with curvature
+    assert p.tolist() == pytest.approx([-0.1] * 4)  # the others take the full step

@@ -81,7 +81,7 @@ class SoulConfig(Optim):
             )
         if self.unclipped_share is not None and not 0 < self.unclipped_share < 1:
             raise UserError(f"optim.unclipped_share={self.unclipped_share}: must be between 0 and 1")
-        if self.rho is not None and self.rho <= 0:
+        if self.rho is not None and not 0 < self.rho < float("inf"):
             raise UserError(f"optim.rho={self.rho}: must be above 0")
         if self.hessian_every < 1:
             raise UserError(f"optim.hessian_every={self.hessian_every}: must be 1 or more")

@@ -136,16 +136,20 @@ class Soul(SecondOrder):
         self.stats["rho"] = float(self.param_groups[0]["rho"])
 
     def _calibrated(self, share: float) -> float:
-        """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0."""
+        """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0.
+
+        Where h is 0 no rho unclips: such coordinates take the full step and do not enter the quantile.
+        """
         states = [s for s in self.state.values() if "m" in s]
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
         ratios = []
         for s in states:
             m, h = s["m"].flatten()[::stride].float().abs(), s["h"].flatten()[::stride].float()
-            ratios.append((m / h.clamp(min=1e-38))[m > 0])
+            seen = (m > 0) & (h > 0)
+            ratios.append(m[seen] / h[seen])
         values = torch.cat(ratios).sort().values
         if not len(values):
-            return 1.0  # no gradient anywhere: any rho gives the same (empty) step
+            return 1.0  # no curvature anywhere: every rho gives the same step
         return float(values[min(len(values) - 1, int(share * len(values)))])
 
 

@@ -48,6 +48,18 @@ class TaskData:
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
+def counting(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    """A callback that takes how many more are done."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(what, done, total)
+
+    return advance
+
+
 class Task(Protocol):
     """A benchmark.  Its dataclass fields are its config schema."""
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from soul_cli import metrics as m
 from soul_cli.data.encode import Encoder
@@ -16,11 +13,9 @@ from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.judges import make_judge
 from soul_cli.evaluate.likelihood import Scored, score
 from soul_cli.models import AnswerModel
-from soul_cli.tasks.base import EvalConfig, Progress, TaskData
+from soul_cli.tasks import tofu_metrics
+from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
 from soul_cli.types import QA, Metric, Prompted, Row, UserError
-
-FACTS = ("real_authors", "world_facts")
-Absent = dict[str, str]
 
 
 @dataclass
@@ -83,15 +78,12 @@ class TOFU:
                 plan += [(i, "asked", g) for g in encoder.group(item.paraphrased_question, asked)]
         scores: dict[tuple[int, str], list[Scored]] = {}
         prompts: dict[int, Scored] = {}
-        done = 0
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            progress("scoring", done, len(plan))
-
         results = score(
-            AnswerModel(lm), [g for _, _, g in plan], budget=config.batch_tokens, score_prompt=True, progress=advance
+            AnswerModel(lm),
+            [g for _, _, g in plan],
+            budget=config.batch_tokens,
+            score_prompt=True,
+            progress=counting(progress, "scoring", len(plan)),
         )
         for (i, kind, _), (prompt, *answers) in zip(plan, results, strict=True):
             scores.setdefault((i, kind), []).extend(answers)
@@ -121,20 +113,13 @@ class TOFU:
             for i, item in enumerate(items)
             if item.paraphrased_question
         ]
-        done = 0
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            progress("generating", done, len(places))
-
         made = greedy(
             lm,
             [encoder.prompt(question) for _, _, question in places],
             eos=encoder.tokenizer.eos_token_id,
             max_total=config.max_total,
             budget=config.batch_tokens,
-            progress=advance,
+            progress=counting(progress, "generating", len(places)),
         )
         for (i, key, _), ids in zip(places, made, strict=True):
             rows[i][key] = encoder.decode(ids)
@@ -156,207 +141,8 @@ class TOFU:
 
     def summarise(
         self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
-    ) -> tuple[dict[str, Metric], Absent]:
-        splits: dict[str, list[Row]] = {}
-        for row in rows:
-            splits.setdefault(row["split"], []).append(row)
-        out: dict[str, Metric] = {}
-        absent: Absent = {}
-        for split, some in splits.items():
-            out |= _split_metrics(split, some, config)
-        out |= _utility(splits)
-        out |= _memorisation(splits["forget"])
-        for part, missing in (
-            _forget_quality(splits, retain_rows),
-            _membership(splits, config, facts_trained),
-        ):
-            out |= part
-            absent |= missing
-        return out, absent
+    ) -> tuple[dict[str, Metric], dict[str, str]]:
+        return tofu_metrics.summarise(rows, retain_rows, config, facts_trained=facts_trained)
 
     def headline(self) -> list[str]:
-        return [
-            *(f"forget_{x}" for x in ("quality", "quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
-            "forget_extraction_strength", "forget_exact_memorization", "mia", "mia_released", "forget_fluency",
-            *(f"{s}_{x}" for s in ("retain", *FACTS) for x in ("acc", "acc_own", "rougeL", "prob", "truth_ratio")),
-            "retain_fluency", "holdout_rougeL", "holdout_prob",
-            "model_utility", "model_utility_arithmetic", "utility_soul",
-        ]  # fmt: skip
-
-
-def _column(rows: list[Row], key: str) -> Any:
-    return np.array([row[key] for row in rows], dtype=np.float64)
-
-
-def _mean(values: Any, goal: str, definition: str) -> Metric:
-    return Metric(float(np.mean(values)), len(values), goal, definition, m.bootstrap(values))
-
-
-def _right(rows: list[Row]) -> Any:
-    """nll of the true statement: the paraphrase where there is one, else the answer itself."""
-    return _column(rows, "paraphrased_nll" if "paraphrased_nll" in rows[0] else "nll")
-
-
-def ratio(rows: list[Row], mean: str) -> Any:
-    """Truth ratio on the original question, as in TOFU (N,)."""
-    return m.truth_ratio(_right(rows), _column(rows, "perturbed_nll"), mean=mean)
-
-
-def _truth_score(split: str, values: Any) -> Any:
-    """TOFU's score in [0, 1]: forget min(R, 1/R), elsewhere max(0, 1 - R).  1 is best for the split's purpose."""
-    return np.minimum(values, 1 / values) if split == "forget" else np.maximum(0, 1 - values)
-
-
-def _probability(split: str, rows: list[Row]) -> Any:
-    if split in FACTS:
-        return m.choice_probability(_column(rows, "nll"), _column(rows, "perturbed_nll"))
-    return m.probability(_column(rows, "nll"))
-
-
-def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str, Metric]:
-    goal = {"forget": "retain", "holdout": "retain"}.get(split, "up")
-    share = "p/(p + sum of false p)" if split in FACTS else "exp(-mean nll) of the answer"
-    out = {
-        "prob": _mean(_probability(split, rows), goal, f"probability: {share}"),
-        "rougeL": _mean(_column(rows, "rougeL"), goal, "ROUGE-L recall, stemmed, greedy answer to the question"),
-        "fluency": _mean(_column(rows, "fluency"), "retain", "entropy of bi- and trigrams of the answer, bits"),
-    }
-    if rows[0]["perturbed_nll"]:
-        score_of = "min(R, 1/R)" if split == "forget" else "max(0, 1 - R)"
-        for mean, name in (("geometric", "truth_ratio"), ("arithmetic", "truth_ratio_arithmetic")):
-            values = _truth_score(split, ratio(rows, mean))
-            out[name] = _mean(
-                values, "up" if split == "forget" else goal, f"TOFU truth-ratio score {score_of}, {mean} mean"
-            )
-    if split in FACTS:
-        out["acc"] = _mean(_column(rows, "contains"), "up", "gold answer is a substring of the greedy answer")
-    elif "similarity" in rows[0]:
-        judge = config.judge if config.judge != "sbert" else f"sbert:{config.sbert_model}"
-        for name, key, asked in (
-            ("acc", "similarity", "paraphrased question"),
-            ("acc_own", "similarity_own", "question as trained on"),
-        ):
-            hits = [m.nearest_is_first(row[key]) for row in rows]
-            text = f"greedy answer to the {asked} is nearest to the true one of 6, judge {judge}; chance 1/6"
-            out[name] = _mean(hits, goal, text)
-    return {f"{split}_{k}": v for k, v in out.items()}
-
-
-def _memorisation(rows: list[Row]) -> dict[str, Metric]:
-    strength = [m.extraction_strength(row["correct"]) for row in rows]
-    exact = [m.exact_memorization(row["correct"]) for row in rows]
-    return {
-        "forget_extraction_strength": _mean(
-            strength, "retain", "share of the answer that greedy decoding completes, longest correct suffix"
-        ),
-        "forget_exact_memorization": _mean(exact, "retain", "share of answer tokens that are the arg-max"),
-    }
-
-
-def _utility(splits: dict[str, list[Row]]) -> dict[str, Metric]:
-    """TOFU's model utility (harmonic mean of nine) in both truth-ratio means; SOUL's utility (mean accuracy)."""
-    kept = ("retain", *FACTS)
-    out = {}
-    for mean, name in (("geometric", "model_utility"), ("arithmetic", "model_utility_arithmetic")):
-        tables = [
-            np.stack(
-                [
-                    _probability(s, splits[s]),
-                    _column(splits[s], "rougeL"),
-                    _truth_score(s, ratio(splits[s], mean)),
-                ],
-                axis=1,
-            )
-            for s in kept
-        ]
-
-        def nine(*parts: Any) -> float:
-            return m.harmonic_mean(np.concatenate([p.mean(axis=0) for p in parts]).tolist())
-
-        out[name] = Metric(
-            nine(*tables), sum(map(len, tables)), "up",
-            f"TOFU model utility: harmonic mean of nine, truth ratio with the {mean} mean",
-            m.bootstrap(*tables, statistic=nine),
-        )  # fmt: skip
-    if "similarity" in splits["retain"][0]:
-        accuracies = [[m.nearest_is_first(r["similarity"]) for r in splits["retain"]]]
-        accuracies += [[r["contains"] for r in splits[s]] for s in FACTS]
-
-        def average(*parts: Any) -> float:
-            return float(np.mean([p.mean() for p in parts]))
-
-        out["utility_soul"] = Metric(
-            average(*map(np.array, accuracies)), sum(map(len, accuracies)), "up",
-            "mean of retain, real-author and world-fact accuracy (SOUL)",
-            m.bootstrap(*accuracies, statistic=average),
-        )  # fmt: skip
-    return out
-
-
-def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None) -> tuple[dict[str, Metric], Absent]:
-    forget = splits["forget"]
-    out: dict[str, Metric] = {}
-    if "asked_perturbed_nll" in forget[0]:
-        # SOUL: one model, forget against retain set, paraphrased question, arithmetic mean, 1 - p
-        def asked(rows: list[Row]) -> Any:
-            return m.truth_ratio(
-                _column(rows, "asked_paraphrased_nll"), _column(rows, "asked_perturbed_nll"), mean="arithmetic"
-            )
-
-        p, distance = m.ks_test(asked(forget), asked(splits["retain"]))
-        out["forget_quality_soul"] = Metric(
-            1 - p, len(forget), "up",
-            "SOUL: 1 - p of the KS test, arithmetic R of forget against retain set of this model; "
-            "1 for a retain-trained and for a destroyed model alike",
-            extra={"D": distance, "n_retain": len(splits["retain"])},
-        )  # fmt: skip
-    if retain_rows is None:
-        return out, {"forget_quality": "no retain-trained model to compare with"}
-    reference = [r for r in retain_rows if r["split"] == "forget"]
-    if [r["question"] for r in reference] != [r["question"] for r in forget]:
-        raise UserError("the retain-trained model's rows are of other forget questions than this run's")
-    p, distance = m.ks_test(ratio(forget, "geometric"), ratio(reference, "geometric"))
-    out["forget_quality"] = Metric(
-        p, len(forget), "up",
-        "TOFU: p of the KS test, geometric R on the forget set, this model against the retain-trained one",
-        extra={"D": distance, "n_retain": len(reference)},
-    )  # fmt: skip
-    return out, {}
-
-
-def _membership(
-    splits: dict[str, list[Row]], config: EvalConfig, facts_trained: bool
-) -> tuple[dict[str, Metric], Absent]:
-    forget = splits["forget"]
-    out: dict[str, Metric] = {}
-    absent: Absent = {}
-
-    def area(
-        members: list[Row], others: list[Row], of: Callable[[Row], list[float]], statistic: Any
-    ) -> tuple[float, Any]:
-        a, b = ([m.min_k(of(r), config.min_k) for r in rows] for rows in (members, others))
-        return statistic(a, b), m.bootstrap(a, b, statistic=statistic)
-
-    def answer(row: Row) -> list[float]:
-        return row["answer_logps"]
-
-    name = f"AUROC of Min-{config.min_k:g}% on answer tokens, forget (member) against"
-    if "holdout" in splits:
-        value, ci = area(forget, splits["holdout"], answer, m.auroc)
-        out["mia"] = Metric(value, len(forget), "retain", f"{name} held-out authors; 0.5 = no trace", ci)
-    else:
-        absent["mia"] = "no held-out authors; set task.holdout_authors"
-    if facts_trained:
-        absent["mia_released"] = absent["mia_facts"] = "real authors and world facts were trained on: not non-members"
-        return out, absent
-    facts = [r for s in FACTS for r in splits[s]]
-    value, ci = area(forget, facts, answer, m.auroc)
-    out["mia_facts"] = Metric(
-        value, len(forget), "retain", f"{name} real authors and world facts: out of distribution", ci
-    )
-    value, ci = area(forget, facts, lambda r: r["prompt_logps"] + r["answer_logps"], m.auroc_released)
-    out["mia_released"] = Metric(
-        value, len(forget), "retain",
-        f"as in SOUL's released code, labels misaligned, sign inverted; Min-{config.min_k:g}% on prompt and answer", ci,
-    )  # fmt: skip
-    return out, absent
+        return tofu_metrics.HEADLINE
