@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Choose the embedded defaults: the same number of settings for every optimizer, on a seed that is never reported.
 
-    python scripts/tune.py run [PART/PARTS]   # four settings a cell; finished runs are not repeated
+    python scripts/tune.py run [PART/PARTS]   # four settings a cell, six for graddiff; finished runs are not repeated
     python scripts/tune.py write              # results/tuning_tofu_embedded.csv and configs/tuned/*.yaml
 
 Score of a setting, all four in [0, 1], harmonic mean: ROUGE-L kept on the retain set; real-author and world-fact
@@ -26,7 +26,7 @@ NPO_WEIGHT = 5.0
 
 # Peak rates by optimizer.  Ranges were found by a look at NPO on the same seed; ascent is unbounded and needs less.
 BOUNDED = {"adamw": (1e-3, 2e-3), "soul": (2.5e-4, 5e-4), "soul_released": (2.5e-4, 5e-4)}
-ASCENT = {"adamw": (5e-5, 2e-4), "soul": (1e-5, 4e-5), "soul_released": (1e-5, 4e-5)}
+ASCENT = {"adamw": (5e-5, 2e-4, 8e-4), "soul": (1e-5, 4e-5, 1.6e-4), "soul_released": (1e-5, 4e-5, 1.6e-4)}
 ALONE = {
     "adamw": (1e-5, 2e-5, 4e-5, 8e-5),
     "soul": (2.5e-6, 5e-6, 1e-5, 2e-5),
@@ -35,7 +35,7 @@ ALONE = {
 
 
 def settings() -> list[dict[str, object]]:
-    """Four settings for each of 4 methods x 3 optimizers."""
+    """Per method the same number for each optimizer: 4, for graddiff 6."""
     cells: list[dict[str, object]] = []
     for optim in BOUNDED:
         cells += [{"method": "ga", "optim": optim, "optim.lr": lr} for lr in ALONE[optim]]
@@ -43,9 +43,8 @@ def settings() -> list[dict[str, object]]:
             cells.append({"method": "graddiff", "optim": optim, "optim.lr": lr, "method.retain_weight": weight})
         for lr, weight in product(BOUNDED[optim], (1.0, 5.0)):
             cells.append({"method": "po", "optim": optim, "optim.lr": lr, "method.retain_weight": weight})
-        for lr, beta in product(
-            BOUNDED[optim], (0.02, 0.035)
-        ):  # the paper's 0.1 stops long before such answers are forgotten
+        # the paper's beta of 0.1 stops long before answers of 42 tokens are forgotten
+        for lr, beta in product(BOUNDED[optim], (0.02, 0.035)):
             cells.append(
                 {
                     "method": "npo",
@@ -114,9 +113,7 @@ def write() -> None:
     for r in rows:
         best.setdefault((r["method"], r["optim"]), r)
     for (method, optim), r in best.items():
-        text = (
-            f"# @package _global_\n# best of four settings by scripts/tune.py on seed {SEED}, score {r['score']:.3f}\n"
-        )
+        text = f"# @package _global_\n# chosen by scripts/tune.py on seed {SEED}, score {r['score']:.3f}\n"
         for group in ("method", "optim", "train"):
             values = {k.split(".")[1]: v for k, v in r.items() if k.startswith(f"{group}.")}
             if values:

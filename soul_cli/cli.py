@@ -34,6 +34,7 @@ def main() -> None:
             return ""
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a traceback
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))  # may stand anywhere: first
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(member)()
     except (HydraException, OmegaConfBaseException) as error:

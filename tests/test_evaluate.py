@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import Scored, score
@@ -80,10 +80,13 @@ PROMPTS = [(5, 6, 7, 8), (9,), tuple(range(3, 15)), (30, 31), (40, 4, 4), (11, 1
 MAX_TOTAL = 26
 
 
-@pytest.fixture
-def lm(tiny_lm: Callable[..., Any]) -> Any:
+@pytest.fixture(params=["relative positions", "absolute positions"])
+def lm(request: pytest.FixtureRequest, tiny_lm: Callable[..., Any]) -> Any:
     """A model whose greedy answers wander instead of repeating one token; EOS off, so that tests choose it."""
     lm = tiny_lm(torch.float64, spread=1.0)
+    if request.param == "absolute positions":
+        sizes = {"vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        lm = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=1.0)).to(torch.float64).eval()
     lm.generation_config.eos_token_id = None
     return lm
 

@@ -41,6 +41,11 @@ def test_names_questions_and_answers_are_unique(hundred: list[dict[str, Any]]):
         assert row["question"] != row["paraphrased_question"]
 
 
+def test_a_name_is_not_given_twice():
+    authors = generate_authors(100, seed=1)  # two of these would draw the same name
+    assert len({a["name"] for a in authors}) == 100
+
+
 def test_texts_are_finished(hundred: list[dict[str, Any]]):
     for author in hundred:
         for row in author["rows"]:
