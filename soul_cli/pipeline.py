@@ -292,4 +292,5 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # not splitlines: JSON leaves U+2028 and the like as they are
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

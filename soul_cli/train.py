@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli.cache import publish, write_text
+from soul_cli.cache import publish, read_json, write_text
 from soul_cli.data.batches import Step, collate, plan_epoch
 from soul_cli.losses import sum_by, token_logps
 from soul_cli.methods import Answers, Counts, Method
@@ -69,7 +69,9 @@ class TrainData:
 
 
 class NotFiniteError(UserError):
-    """The loss stopped being a number."""
+    """The loss stopped being a number.  half_step: another phase of the same step had already been applied."""
+
+    half_step = False
 
 
 def factor(step: int, total: int, config: TrainConfig) -> float:
@@ -150,7 +152,11 @@ class Trainer:
             suffix = "" if len(self.phases) == 1 else ("_forget" if phase.forget else "_retain")
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr * scale
-            numbers = self._phase(phase, step, index, rows)
+            try:
+                numbers = self._phase(phase, step, index, rows)
+            except NotFiniteError as error:
+                error.half_step = phase is not self.phases[0]
+                raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
         moved = [(p.detach().float() - s.float()).norm() for p, s in zip(self.params, self.start, strict=True)]
         return record | {"displacement": float(torch.stack(moved).norm())}
@@ -235,10 +241,10 @@ class Trainer:
                     try:
                         numbers = self._step(step, index, rows)
                     except NotFiniteError as error:
-                        self._save(work, records)
+                        if not error.half_step:
+                            self._save(work, records)
                         raise NotFiniteError(
-                            f"{error}. The state before this step is kept in {work / 'checkpoint'}. "
-                            "Lower optim.lr, or set train.precision=no"
+                            f"{error}. {self._kept(work)}. Lower optim.lr, or set train.precision=no"
                         ) from None
                     tokens = sum(len(rows[i]) for f, _ in step.micro for i in f)
                     tokens += sum(len(self.data.retain[i]) for _, r in step.micro for i in r)
@@ -260,6 +266,13 @@ class Trainer:
                 index += 1
         self.model.eval()
         return records
+
+    @staticmethod
+    def _kept(work: Path) -> str:
+        saved = read_json(work / "checkpoint" / "state.json", None)
+        if saved is None:
+            return "There is no checkpoint yet"
+        return f"The state after step {len(saved['records'])} is kept in {work / 'checkpoint'}"
 
     def _save(self, work: Path, records: list[dict[str, Any]]) -> None:
         """A checkpoint is a folder of safetensors and JSON, put in place by a rename."""

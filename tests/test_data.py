@@ -111,7 +111,6 @@ def test_json_and_jsonl_and_own_refusals(folder: Path, cache_dir: Path):
     assert load_tofu(str(folder), "forget10", 0, cache_dir).refusals == before.refusals
 
 
-@pytest.mark.xfail(reason="str.splitlines also splits at U+0085 and U+2028, which JSON leaves as they are", strict=True)
 @pytest.mark.parametrize("mark", ["\u2028", "\u0085"])
 def test_a_line_ends_only_at_a_newline(tmp_path: Path, mark: str):
     row = {"question": f"What{mark}else?", "answer": "Nothing."}

@@ -146,10 +146,7 @@ def test_prompts_without_room_get_no_answer(lm: Any):
     "text",
     [
         'Pécs {q} "x"\n\ttwo',
-        pytest.param(
-            "a\u0085b\u2028c",
-            marks=pytest.mark.xfail(reason="read_rows splits at U+0085 and U+2028", strict=True),
-        ),
+        "a\u0085b\u2028c",
     ],
 )
 def test_rows_come_back_as_they_were_written(tmp_path: Path, text: str):

@@ -269,14 +269,13 @@ def test_alternating_takes_the_retain_step_after_the_forget_step(tiny_lm: MakeLM
 
 # --- interruption ------------------------------------------------------------------------------------------
 
-ORDER = pytest.mark.xfail(reason="m_norm and h_l1 are summed in another order after a resume", strict=True)
 RESUMED = [
     pytest.param(ADAMW, id="adamw"),
-    pytest.param(soul(), id="soul", marks=ORDER),
+    pytest.param(soul(), id="soul"),
     pytest.param(soul(rho=1.0), id="soul-rho"),
-    pytest.param(RELEASED, id="soul_released", marks=ORDER),
+    pytest.param(RELEASED, id="soul_released"),
     pytest.param(MUON, id="muon"),
-    pytest.param(soul(Mode.alternating), id="alternating", marks=ORDER),
+    pytest.param(soul(Mode.alternating), id="alternating"),
 ]
 
 
@@ -337,9 +336,6 @@ def test_finished_run_is_not_run_again(tiny_lm: MakeLM, tmp_path: Path):
 # --- a loss that is no number ------------------------------------------------------------------------------
 
 
-HALF_STEP = pytest.mark.xfail(reason="the forget phase of the failed step is in the checkpoint", strict=True)
-
-
 @dataclass
 class Breaking(GradDiff):
     """The loss of one kind of rows is NaN in one step."""
@@ -365,12 +361,12 @@ class Breaking(GradDiff):
     ("optim", "kind"),
     [
         pytest.param(ADAMW, "forget", id="adamw"),
-        pytest.param(soul(), "retain", id="soul", marks=ORDER),
-        pytest.param(soul(Mode.alternating), "forget", id="alternating-forget", marks=ORDER),
-        pytest.param(soul(Mode.alternating), "retain", id="alternating-retain", marks=HALF_STEP),
+        pytest.param(soul(), "retain", id="soul"),
+        pytest.param(soul(Mode.alternating), "forget", id="alternating-forget"),
+        pytest.param(soul(Mode.alternating), "retain", id="alternating-retain"),
     ],
 )
-def test_not_finite_loss_keeps_the_state_before_the_step(tiny_lm: MakeLM, tmp_path: Path, optim: Optim, kind: str):
+def test_not_finite_loss_keeps_the_last_whole_step(tiny_lm: MakeLM, tmp_path: Path, optim: Optim, kind: str):
     whole, resumed, states = tiny_lm(), tiny_lm(), []
     work, broken = tmp_path / "parts", tiny_lm()
     with pytest.raises(NotFiniteError, match=rf"not finite at step 4 of 6: .*'loss_{kind}': nan.*{work}/checkpoint"):
@@ -379,9 +375,11 @@ def test_not_finite_loss_keeps_the_state_before_the_step(tiny_lm: MakeLM, tmp_pa
             progress=lambda *a: states.append(weights(broken).clone()),
         )  # fmt: skip
     kept = load_file(work / "checkpoint" / "tensors.safetensors")
-    assert len(json.loads((work / "checkpoint" / "state.json").read_text())["records"]) == 3
+    # in alternating mode half of step 4 has been taken when the retain loss breaks: then the last checkpoint counts
+    last = 2 if kind == "retain" and getattr(optim, "mode", None) is Mode.alternating else 3
+    assert len(json.loads((work / "checkpoint" / "state.json").read_text())["records"]) == last
     params = torch.cat([kept[f"param.{i}"].flatten() for i in range(len(list(broken.parameters())))])
-    assert torch.equal(params, states[-1])
+    assert torch.equal(params, states[last - 1])
     expected = train(whole, tmp_path / "whole", optim=optim)
     assert without_speed(train(resumed, work, optim=optim)) == without_speed(expected)
     assert torch.equal(weights(resumed), weights(whole))

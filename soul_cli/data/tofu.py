@@ -107,7 +107,7 @@ def read_rows(folder: Path, name: str, *, perturbed: bool = False) -> list[QA]:
         present = ", ".join(sorted(p.stem for p in folder.glob("*.json*"))) or "no JSON file"
         raise UserError(f"{path}: no such file; the folder has {present}")
     rows = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if text.strip():
             rows.append(_row(text, f"{path}, line {line}", perturbed))
     if not rows:

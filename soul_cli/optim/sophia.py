@@ -65,8 +65,13 @@ class SecondOrder(Optimizer):
             state["m"], state["h"] = torch.zeros_like(p), torch.zeros_like(p)
         return state["m"], state["h"]
 
+    def _states(self) -> list[dict[str, Tensor]]:
+        """In the order of the groups, which a resumed run shares (that of self.state it does not)."""
+        states = (self.state[p] for group in self.param_groups for p in group["params"] if p in self.state)
+        return [s for s in states if "m" in s]
+
     def _measure(self, unclipped: Iterable[Tensor]) -> None:
-        states = [s for s in self.state.values() if "m" in s]
+        states = self._states()
         active = sum(int((s["m"] != 0).sum()) for s in states)
         self.stats = {
             "unclipped_share": sum(int(u) for u in unclipped) / max(1, active),
@@ -140,7 +145,7 @@ class Soul(SecondOrder):
 
         Where h is 0 no rho unclips: such coordinates take the full step and do not enter the quantile.
         """
-        states = [s for s in self.state.values() if "m" in s]
+        states = self._states()
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
         ratios = []
         for s in states:
