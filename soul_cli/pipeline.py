@@ -154,9 +154,10 @@ class Pipeline:
         self, base: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
     ) -> None:
         lm, encoder = self.load(base), self.encoder(base)
+        adapters = recipe.lora.attach(lm, self.config.target_seed) if recipe.lora else None
         data = TrainData(forget=None, retain=Pairs(encoder, rows))
         self.train(lm, data, Finetune("finetune"), recipe.optim, recipe.train, self.config.target_seed, work, progress)
-        save(lm, encoder, out)
+        save(adapters.merge_and_unload() if adapters else lm, encoder, out)
 
     def train(
         self,
