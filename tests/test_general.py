@@ -314,13 +314,40 @@ def test_perplexity_is_that_of_lm_eval_and_survives_a_destroyed_model() -> None:
     assert perplexity([(-1e6, 10)]) == math.inf
 
 
+@pytest.fixture(scope="module")
+def mine(documents: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of task files: two tasks, a group of both with a mean, one task whose data cannot be had."""
+    folder = tmp_path_factory.mktemp("mine")
+    base = (
+        (general.LOCAL_TASKS / "piqa.yaml")
+        .read_text()
+        .replace("_choice.yaml", str(general.LOCAL_TASKS / "_choice.yaml"))
+    )
+    base = base.replace("{version: 1.0}", f"{{version: 7, path: {documents}/{FILES['piqa']}}}")
+    for name in ("first", "second"):
+        (folder / f"{name}.yaml").write_text(base.replace("task: piqa", f"task: my_{name}"))
+    means = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
+    (folder / "both.yaml").write_text(f"group: my_group\ntask: [my_first, my_second]\n{means}\n")
+    (folder / "lost.yaml").write_text("task: lost\ndataset_path: nobody/nothing\ntest_split: test\n")
+    return str(folder)
+
+
 @needs_lm_eval
-def test_unknown_and_unobtainable_tasks_are_named(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: nobody/nothing\ntest_split: test\n")
+def test_own_task_files_and_groups(lm: Any, tokenizer: Any, documents: str, mine: str) -> None:
+    config = settings(tasks=["my_group"], include_path=mine)
+    rows = {r["task"]: r for r in general.evaluate(lm, tokenizer, "my_group", config)}
+    (piqa,) = general.evaluate(lm, tokenizer, "piqa", settings(tasks=["piqa"], data_dir=documents))
+    assert {name: r["n"] for name, r in rows.items()} == {"my_first": 2, "my_second": 2, "my_group": 4}
+    assert rows["my_first"]["version"] == 7
+    assert all(r["metrics"]["acc"]["value"] == piqa["metrics"]["acc"]["value"] for r in rows.values())
+
+
+@needs_lm_eval
+def test_unknown_and_unobtainable_tasks_are_named(mine: str) -> None:
     with pytest.raises(UserError, match="no task, group or tag 'pika'"):
-        general.prepare(settings(tasks=["pika"], include_path=str(tmp_path)))
-    with pytest.raises(UserError, match="'mine' cannot be loaded"):
-        general.prepare(settings(tasks=["mine"], include_path=str(tmp_path)))
+        general.prepare(settings(tasks=["pika"], include_path=mine))
+    with pytest.raises(UserError, match="'lost' cannot be loaded"):
+        general.prepare(settings(tasks=["lost"], include_path=mine))
 
 
 # --- against lm-eval's stock tasks -------------------------------------------------------------------------

@@ -130,7 +130,8 @@ def evaluate(
             model, loaded, limit=config.limit, bootstrap_iters=1000, log_samples=False,
             system_instruction=f"{system}\n\n" if system else None,
         )  # fmt: skip
-    return [_row(task, results, config.limit, model.cut) for task in results["results"]]
+    rows = [_row(task, results, config.limit, model.cut) for task in results["results"]]
+    return [row for row in rows if row["metrics"]]
 
 
 def _row(task: str, results: dict[str, Any], limit: int | None, cut: int) -> Row:
@@ -152,7 +153,7 @@ def _row(task: str, results: dict[str, Any], limit: int | None, cut: int) -> Row
         "version": results["versions"].get(task),
         "lm_eval": version("lm_eval"),
         "metrics": metrics,
-        "n": scores["sample_len"],
+        "n": scores.get("sample_len", 0),
         "limit": limit,
         "cut": cut,  # requests of this name that lost their beginning: longer than the model reads
     }
