@@ -31,7 +31,7 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
-        f"evaluate {splits} questions" + (f"; lm-eval, not in the time: {general}" if general else ""),
+        f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
         f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]

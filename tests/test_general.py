@@ -126,9 +126,9 @@ def test_rows_to_metrics_by_hand() -> None:
     zero_shot = out["zero_shot_acc"]
     assert zero_shot.n == 30
     assert zero_shot.ci95 == pytest.approx((0.6 - 1.96 * 0.25, 0.6 + 1.96 * 0.25))  # sqrt(0.3² + 0.4²) / 2
-    for words in ("2 of 8", "lm-eval 0.4.13", "arc_easy: version 1.0, n 10, limit 10, 2 requests cut", "piqa: version"):
+    for words in ("2 of 8", "lm-eval 0.4.13", "arc_easy: task version 1.0, n 10, limit 10, 2 requests cut"):
         assert words in zero_shot.definition
-    assert "lm-eval 0.4.13, version 1.0, n 62" in out["wikitext_word_ppl"].definition
+    assert "lm-eval 0.4.13, task version 1.0, n 62" in out["wikitext_word_ppl"].definition
     assert "limit" not in out["wikitext_word_ppl"].definition
     assert out["wikitext_word_ppl"].ci95 is None
     assert set(general_metrics.HEADLINE) <= set(out)
@@ -258,15 +258,16 @@ def test_limit_cut_and_progress(lm: Any, tokenizer: Any, documents: str) -> None
 
 @needs_lm_eval
 def test_word_perplexity_of_a_uniform_model(lm: Any, tokenizer: Any, documents: str) -> None:
-    """Every token has p = 1/V: the perplexity is V ** (tokens / words), words counted before detokenising."""
+    """Every token has p = 1/V: the perplexity is V ** (tokens / words), words and bytes counted before detokenising."""
     torch.nn.init.zeros_(lm.get_input_embeddings().weight)
     (row,) = general.evaluate(lm, tokenizer, "wikitext", settings(tasks=["wikitext"], data_dir=documents))
     texts = [" = Lamp =\n\nA lamp, of 1,000 watts.\n== Use == ", " = Pen =\nA pen's ink.\n"]
     pages = [" = Lamp = \n \n A lamp , of 1 @,@ 000 watts . \n = = Use = = ", " = Pen = \n A pen 's ink . \n"]
     tokens = sum(len(tokenizer.encode(t)) for t in texts)
-    words = sum(len(re.split(r"\s+", p)) for p in pages)
-    expected = len(tokenizer) ** (tokens / words)
-    assert row["metrics"]["word_perplexity"]["value"] == pytest.approx(expected, rel=1e-5)
+    units = {"word": sum(len(re.split(r"\s+", p)) for p in pages), "byte": sum(len(p.encode()) for p in pages)}
+    for unit, count in units.items():
+        expected = len(tokenizer) ** (tokens / count)
+        assert row["metrics"][f"{unit}_perplexity"]["value"] == pytest.approx(expected, rel=1e-5)
 
 
 @needs_lm_eval
@@ -359,6 +360,15 @@ STOCK = {
     "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1", "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2",
 }  # fmt: skip
 DOCUMENTS_COMPARED = 100
+
+
+@needs_lm_eval
+def test_articles_have_the_size_of_the_dataset_on_the_hub(shared: Path) -> None:
+    """62 documents, 1,290,775 bytes, of which 4 a document are its offset."""
+    from soul_cli.evaluate.lm_tasks import articles
+
+    pages = articles(str(shared / "data" / FILES["wikitext"]))["test"]["page"]
+    assert (len(pages), sum(len(p.encode()) + 4 for p in pages)) == (62, 1_290_775)
 
 
 @needs_lm_eval

@@ -20,7 +20,9 @@ from soul_cli.types import Row, UserError
 
 SPLIT = "lm_eval"  # of the rows made here, one a task of lm-eval
 ZERO_SHOT = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "rte", "winogrande")
-# the tasks that `general` stands for, and where under data_dir their documents lie
+# The tasks that `general` stands for, and where under data_dir their documents lie: those of the stock tasks' splits,
+# with their fields.  The hub's BoolQ (SuperGLUE) opens each passage with its title, "Ethanol fuel -- ..."; the original
+# release has none, and a file made of it gives another accuracy.
 FILES = {
     "wikitext": "wikitext-2-raw/test.jsonl",
     "arc_challenge": "zero_shot/arc_challenge/test.jsonl",
