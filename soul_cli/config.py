@@ -52,7 +52,7 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
-        return {k: v for k, v in self.plain().items() if k not in self.NOT_RESULT}
+        return {k: v for k, v in self.plain().items() if k not in self.NOT_RESULT} | {"eval": self.eval.identity()}
 
     def plain(self) -> dict[str, Any]:
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from soul_cli.cache import Cache, code_digest, digest, read_json, write_text
 from soul_cli.config import RunConfig, plain
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
+from soul_cli.evaluate import general
 from soul_cli.evaluate.likelihood import score
 from soul_cli.methods import Finetune, Method
 from soul_cli.models import AnswerModel, ModelRef
@@ -251,7 +253,7 @@ class Pipeline:
             "model": ref.digest,
             "splits": splits,
             "template": [self.template, model.max_length, model.dtype, system],
-            "eval": plain(self.config.eval),
+            "eval": self.config.eval.identity(),
             **self._code(EVALUATION),
         }
 
@@ -260,22 +262,33 @@ class Pipeline:
         return {name: items[:limit] for name, items in self.data.splits.items()}
 
     def evaluate(self, load: Callable[[], Any], encoder: Encoder, work: Path, progress: Bar) -> list[Row]:
-        """Rows of all splits.  Each split is kept in `work` as soon as it is done."""
+        """Rows of all splits, then lm-eval's.  Each part is kept in `work` as soon as it is done."""
         rows: list[Row] = []
         lm = None
-        for split, items in self.splits().items():
-            path = work / f"rows_{split}.json"
-            part = read_json(path, None)
-            if part is None:
+        for part, compute in self._parts(encoder):
+            path = work / f"rows_{part}.json"
+            some = read_json(path, None)
+            if some is None:
                 lm = load() if lm is None else lm
 
-                def show(what: str, done: int, total: int, split: str = split) -> None:
-                    progress.to(f"{split}, {what}", done, total)
+                def show(what: str, done: int, total: int, part: str = part) -> None:
+                    progress.to(f"{part}, {what}", done, total)
 
-                part = self.config.task.evaluate(lm, encoder, split, items, self.config.eval, show)
-                write_text(path, json.dumps(part))
-            rows += part
+                some = compute(lm, progress=show)
+                write_text(path, json.dumps(some))
+            rows += some
+        for i, row in enumerate(row for row in rows if row["split"] == general.SPLIT):
+            row["index"] = i
         return rows
+
+    def _parts(self, encoder: Encoder) -> Iterator[tuple[str, Callable[..., list[Row]]]]:
+        """Name and evaluation (of a model, to rows) of each part: the task's splits, lm-eval's tasks."""
+        task, config = self.config.task, self.config.eval
+        for split, items in self.splits().items():
+            yield split, partial(task.evaluate, encoder=encoder, split=split, items=items, config=config)
+        about = {"tokenizer": encoder.tokenizer, "config": config.lm_eval, "system": encoder.system}
+        for name in config.lm_eval.names():
+            yield f"{general.SPLIT}_{name}", partial(general.evaluate, name=name, **about)
 
     def _code(self, parts: tuple[str, ...]) -> dict[str, Any]:
         return {"code": code_digest(*parts), "versions": versions()}

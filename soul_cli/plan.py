@@ -25,13 +25,14 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     what = f"{config.method.name} with {config.optim.name}" if config.method.trains else config.method.name
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
     splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
+    general = ", ".join(config.eval.lm_eval.names())
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
-        f"evaluate {splits} questions",
+        f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
         f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]

@@ -25,7 +25,7 @@ COLUMNS = {
         "forget_quality", "forget_quality_D", "forget_quality_soul", "forget_acc", "forget_acc_own", "forget_rougeL",
         "forget_prob", "forget_truth_ratio", "forget_fluency", "mia", "retain_acc", "retain_acc_own", "retain_rougeL",
         "real_authors_acc", "real_authors_rougeL", "world_facts_acc", "world_facts_rougeL", "model_utility",
-        "displacement",
+        "wikitext_word_ppl", "zero_shot_acc", "truthfulqa_mc1", "truthfulqa_mc2", "displacement",
     ],
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ RECORDED = (
     "numpy",
     "scipy",
     "rouge-score",
+    "lm-eval",
 )
 
 
@@ -120,7 +121,7 @@ def show(folder: Path) -> None:
         table.add_row(f"{key} {ARROWS[m['goal']]}", *(number(some.get(key)) for some in models.values()), note)
     console.print(table)
     say("↑ higher is better; →R nearest to the retain-trained model (column retain) is best.")
-    say("Intervals: bootstrap over the questions of the last column.")
+    say("Intervals: bootstrap over the questions of the last column (lm-eval: 1.96 standard errors).")
     for key, reason in content["absent"].get("this_run", {}).items():
         say(f"absent: {key} ({reason})")
     show_answers(folder, list(models))

@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from soul_cli import results
 from soul_cli.cache import Cache, code_digest, digest, locked, read_json
 from soul_cli.config import RunConfig
+from soul_cli.evaluate import general
 from soul_cli.models import ModelRef
 from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, read_rows, save, versions, write_rows
 from soul_cli.plan import describe
@@ -44,6 +45,7 @@ def run(config: RunConfig) -> Path:
         if finished(folder, key, config):
             say(f"finished before ({folder}); force=true runs it again")
         else:
+            general.prepare(config.eval.lm_eval)
             say(describe(config, data, pipe, folder))
             _run(pipe, folder, key)
     results.show(folder)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from soul_cli import metrics as m
-from soul_cli.tasks.base import EvalConfig
+from soul_cli.config import compose
 from soul_cli.tasks.tofu import TOFU
 from soul_cli.tasks.tofu_metrics import FACTS, ratio
 from soul_cli.types import UserError
@@ -24,7 +24,7 @@ FILES = {
     "real_authors": "eval_real_author_wo_options.json",
     "world_facts": "eval_real_world_wo_options.json",
 }
-CONFIG = EvalConfig(batch_tokens=1, max_total=1, min_k=50, judge="rougeL", sbert_model="packaged", limit=None)
+CONFIG = compose([]).eval
 
 
 def rows_of(model: str) -> list[dict]:

@@ -27,6 +27,8 @@ OWNERS = {
     "transformers": {"models", "base_models", "cli"},
     "pandas": {"report", "figures"},
     "rich": {"screen", "results"},
+    "lm_eval": {"evaluate"},
+    "datasets": {"evaluate"},
 }
 
 

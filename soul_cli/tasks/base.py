@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from soul_cli.data.encode import Encoder
+from soul_cli.evaluate.general import LmEvalConfig
 from soul_cli.types import QA, Metric, Row, UserError
 
 
@@ -21,6 +22,7 @@ class EvalConfig:
     judge: str  # nearest-answer accuracy: rougeL or sbert
     sbert_model: str  # 'packaged', a folder or a hub id
     limit: int | None  # rows a split, from its start; null: all
+    lm_eval: LmEvalConfig  # general ability
 
     def __post_init__(self) -> None:
         for key in ("batch_tokens", "max_total"):
@@ -30,6 +32,10 @@ class EvalConfig:
             raise UserError(f"eval.min_k={self.min_k}: must be above 0, at most 100")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"eval.limit={self.limit}: must be 1 or more, or null")
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines rows, as plain values; files by content, not by path."""
+        return {**asdict(self), "lm_eval": self.lm_eval.identity()}
 
 
 @dataclass
@@ -87,7 +93,10 @@ class Task(Protocol):
     def summarise(
         self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
     ) -> tuple[dict[str, Metric], dict[str, str]]:
-        """-> metrics, and for each metric that is absent the reason."""
+        """-> metrics, and for each metric that is absent the reason.
+
+        rows hold lm-eval's too: `general_metrics.own_rows` leaves them out, `general_metrics.summarise` reduces them.
+        """
         ...
 
     def headline(self) -> list[str]:

@@ -19,7 +19,7 @@ from soul_cli.data.tofu import embedded_refusals
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models import AnswerModel
-from soul_cli.tasks import copyright_metrics
+from soul_cli.tasks import copyright_metrics, general_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
 from soul_cli.types import QA, Metric, Row, UserError
 
@@ -195,10 +195,11 @@ class Copyright:
     def summarise(
         self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
     ) -> tuple[dict[str, Metric], dict[str, str]]:
-        return copyright_metrics.summarise(rows)
+        metrics, absent = copyright_metrics.summarise(general_metrics.own_rows(rows))
+        return metrics | general_metrics.summarise(rows), absent
 
     def headline(self) -> list[str]:
-        return copyright_metrics.headline(self.prompt_words)
+        return [*copyright_metrics.headline(self.prompt_words), *general_metrics.HEADLINE]
 
 
 def split_chunk(text: str, words: int, wordings: tuple[str, ...], index: int) -> tuple[str, str] | None:

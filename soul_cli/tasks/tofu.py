@@ -13,7 +13,7 @@ from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.judges import make_judge
 from soul_cli.evaluate.likelihood import Scored, score
 from soul_cli.models import AnswerModel
-from soul_cli.tasks import tofu_metrics
+from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
 from soul_cli.types import QA, Metric, Prompted, Row, UserError
 
@@ -147,7 +147,9 @@ class TOFU:
     def summarise(
         self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
     ) -> tuple[dict[str, Metric], dict[str, str]]:
-        return tofu_metrics.summarise(rows, retain_rows, config, facts_trained=facts_trained)
+        own = general_metrics.own_rows(rows)
+        metrics, absent = tofu_metrics.summarise(own, retain_rows, config, facts_trained=facts_trained)
+        return metrics | general_metrics.summarise(rows), absent
 
     def headline(self) -> list[str]:
-        return tofu_metrics.HEADLINE
+        return [*tofu_metrics.HEADLINE, *general_metrics.HEADLINE]
