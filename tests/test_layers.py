@@ -28,7 +28,7 @@ OWNERS = {
     "pandas": {"report", "figures"},
     "rich": {"screen", "results"},
     "lm_eval": {"evaluate"},
-    "datasets": {"evaluate"},
+    "datasets": {"data", "evaluate"},
 }
 
 
