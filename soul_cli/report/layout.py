@@ -1,0 +1,117 @@
+"""What a task's report shows, and in which order: the one place to touch for a new task, method or optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo")
+OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric.  A column that no run has is left out."""
+
+    metric: str
+    title: str
+    paper: str = ""  # its name in paper.yaml, where the paper's table has it in the same definition
+    per: float = 1.0  # unit of the paper's number: 100 = percent
+    brief: bool = True  # False: only in CSV files and on the page
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns under one heading.  noun: what their questions are called in the caption ('' = not counted)."""
+
+    title: str
+    noun: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A task's table, the axes of its trade-off figure, and the scores (row fields) of its answer browser."""
+
+    groups: tuple[Group, ...]
+    forget: str
+    keep: str
+    scores: tuple[str, ...] = ("rougeL",)
+
+    @property
+    def columns(self) -> list[Column]:
+        return [c for g in self.groups for c in g.columns]
+
+
+LAYOUTS = {
+    "tofu": Layout(
+        forget="forget_rougeL",
+        keep="retain_rougeL",
+        scores=("rougeL", "fluency"),
+        groups=(
+            Group("Forgetting efficacy", "forget", (
+                Column("forget_quality", "Quality (TOFU)"),
+                Column("forget_quality_D", "KS D"),
+                Column("forget_quality_soul", "Quality (SOUL)", paper="forget_quality"),
+                Column("forget_acc", "Acc", paper="forget_acc", per=100),
+                Column("forget_acc_own", "Acc own"),
+                Column("forget_rougeL", "ROUGE-L", paper="forget_rougeL"),
+                Column("forget_prob", "Prob", brief=False),
+                Column("forget_truth_ratio", "Truth ratio", brief=False),
+                Column("forget_extraction_strength", "Extraction", brief=False),
+                Column("forget_exact_memorization", "Exact mem.", brief=False),
+                Column("forget_fluency", "Fluency"),
+                Column("mia", "MIA"),
+                Column("mia_facts", "MIA facts", brief=False),
+                Column("mia_released", "MIA (released)", paper="mia"),
+            )),
+            Group("Utility on retain", "retain", (
+                Column("retain_acc", "Acc", paper="retain_acc", per=100),
+                Column("retain_acc_own", "Acc own"),
+                Column("retain_rougeL", "ROUGE-L", paper="retain_rougeL"),
+                Column("retain_prob", "Prob", brief=False),
+                Column("retain_truth_ratio", "Truth ratio", brief=False),
+                Column("retain_fluency", "Fluency", brief=False),
+            )),
+            Group("Real authors", "real-author", (
+                Column("real_authors_acc", "Acc", paper="real_authors_acc", per=100),
+                Column("real_authors_rougeL", "ROUGE-L", paper="real_authors_rougeL"),
+                Column("real_authors_prob", "Prob", brief=False),
+                Column("real_authors_truth_ratio", "Truth ratio", brief=False),
+            )),
+            Group("World facts", "world-fact", (
+                Column("world_facts_acc", "Acc", paper="world_facts_acc", per=100),
+                Column("world_facts_rougeL", "ROUGE-L", paper="world_facts_rougeL"),
+                Column("world_facts_prob", "Prob", brief=False),
+                Column("world_facts_truth_ratio", "Truth ratio", brief=False),
+            )),
+            Group("Held out", "held-out", (
+                Column("holdout_rougeL", "ROUGE-L", brief=False),
+                Column("holdout_prob", "Prob", brief=False),
+            )),
+            Group("Overall", "", (
+                Column("model_utility", "Utility (TOFU)"),
+                Column("model_utility_arithmetic", "Utility (arithm.)", brief=False),
+                Column("utility_soul", "Utility (SOUL)", brief=False),
+                Column("displacement", "‖Δθ‖", brief=False),
+            )),
+        ),
+    ),
+}  # fmt: skip
+
+
+def layout_of(task: str, headline: list[str]) -> Layout:
+    """The task's layout; for a task without one, the metrics of its short table under one heading."""
+    if task in LAYOUTS:
+        return LAYOUTS[task]
+    forget = next((m for m in headline if m.startswith("forget")), "")
+    keep = next((m for m in headline if m.startswith("retain")), "")
+    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), forget, keep)
+
+
+def rank(method: str, optim: str) -> tuple[int, int]:
+    """Sorting key of a row: original, retain-trained, then methods and optimizers in the paper's order."""
+    methods = ("original", "retain-trained", *METHODS)
+    return (
+        methods.index(method) if method in methods else len(methods),
+        OPTIMS.index(optim) if optim in OPTIMS else (len(OPTIMS) if optim else -1),
+    )
