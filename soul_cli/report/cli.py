@@ -29,7 +29,7 @@ class Out:
         self.written: list[str] = []
 
     def path(self, part: str, suffix: str) -> Path:
-        stem = f"{self.name}_{part}".removesuffix("_table") if self.name else part
+        stem = "_".join(filter(None, (self.name, part.removeprefix("table").lstrip("_")))) if self.name else part
         self.written.append(stem + suffix)
         return self.folder / (stem + suffix)
 
@@ -78,7 +78,7 @@ def report(args: argparse.Namespace) -> str:
         write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(some), places))
     pictures = draw(Source(runs, long, layout), out)
     title = f"Unlearning report: {task}"
-    write_text(out.path("report", ".html"), page_html(title, [full, *beside], pictures, runs, layout, some))
+    write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, some))
     return summary(runs, known, out)
 
 
@@ -92,7 +92,7 @@ def draw(source: Source, out: Out) -> list[Picture]:
         png, svg = save(figure)
         write_bytes(out.path(name, ".png"), png)
         write_bytes(out.path(name, ".svg"), svg)
-        pictures.append(Picture(name, words, svg))
+        pictures.append(Picture(words, svg, figure.get_figwidth() > 8))
     return pictures
 
 

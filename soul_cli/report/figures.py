@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from soul_cli import metrics as m
-from soul_cli.report.layout import OPTIMS, Layout, rank
+from soul_cli.report.layout import Layout, rank
 from soul_cli.report.look import FLOOR, colour, legend, marker, panels
 from soul_cli.report.read import Run, label
 from soul_cli.results import NAMES
@@ -56,45 +56,48 @@ def frontier(keep: list[float], distance: list[float]) -> list[int]:
     return sorted(best, key=lambda i: keep[i])
 
 
+def _points(source: Source) -> dict[tuple[str, str], tuple[float, float, float, float]]:
+    """Row of the table -> kept, forgotten, and their sd (0 for one seed)."""
+    keep, forget = source.layout.keep, source.layout.forget
+    cells: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for r in source.long.to_dict("records"):
+        sd = 0.0 if pd.isna(r["sd"]) else r["sd"]
+        cells.setdefault((r["method"], r["optim"]), {})[r["metric"]] = (r["mean"], sd)
+    return {
+        row: (c[keep][0], c[forget][0], c[keep][1], c[forget][1])
+        for row, c in cells.items()
+        if keep in c and forget in c
+    }
+
+
 def tradeoff(source: Source) -> Figure | None:
     """Forgetting against what is kept: a point a row with ± sd, a line an optimizer through its best trade-offs."""
-    keep, forget = source.layout.keep, source.layout.forget
-    wide = source.long[source.long.metric.isin([keep, forget])].pivot_table(
-        index=["method", "optim"], columns="metric", values=["mean", "sd"], sort=False, dropna=False
-    )
-    points: dict[tuple[str, str], tuple[float, ...]] = {}
-    for key, line in wide.iterrows():
-        values = (
-            *(line.get(("mean", x), np.nan) for x in (keep, forget)),
-            *(line.get(("sd", x)) for x in (keep, forget)),
-        )
-        if not np.isnan(values[:2]).any():
-            points[key[0], key[1]] = tuple(0.0 if x is None or np.isnan(x) else float(x) for x in values)
-    rows = {k: v for k, v in points.items() if k[0] not in (ORIGINAL, RETAIN)}
-    if not rows:
+    points = _points(source)
+    original, floor = points.pop((ORIGINAL, ""), None), points.pop((RETAIN, ""), None)
+    if not points:
         return None
     figure, ((axes,),) = panels(1, 1, 7.5, 5.2)
-    floor = points.get((RETAIN, ""))
+    more: list[Artist] = []
+    if original:
+        more += axes.plot(*original[:2], ls="", marker="*", ms=13, color="black", zorder=3, label=ORIGINAL)
     if floor:
         axes.axvline(floor[0], **FLOOR)
-        axes.axhline(floor[1], **FLOOR)
-    if (ORIGINAL, "") in points:
-        axes.plot(*points[ORIGINAL, ""][:2], ls="", marker="*", ms=13, color="black", zorder=3)
-    for (method, optim), (x, y, dx, dy) in rows.items():
+        more.append(axes.axhline(floor[1], **FLOOR, label=RETAIN))
+    for (method, optim), (x, y, dx, dy) in points.items():
         axes.errorbar(
             x, y, xerr=dx or None, yerr=dy or None, ls="", capsize=2, elinewidth=1, marker=marker(method), ms=8,
             color=colour(optim), mec="white", mew=0.7, zorder=4,
         )  # fmt: skip
-    optims = sorted({o for _, o in rows if o}, key=lambda o: rank("", o))
+    optims = _optims(points)
     for optim in optims:
-        own = [v for k, v in rows.items() if k[1] == optim]
+        own = [point for (_, o), point in points.items() if o == optim]
         best = frontier([v[0] for v in own], [abs(v[1] - floor[1]) if floor else v[1] for v in own])
         axes.plot([own[i][0] for i in best], [own[i][1] for i in best], color=colour(optim), lw=1.6, zorder=2)
-    axes.set_xlabel(f"{keep}  (more is kept: right)")
-    axes.set_ylabel(f"{forget}  (best: on the dashed line)" if floor else forget)
-    more: list[Artist] = [Line2D([], [], ls="", marker="*", ms=11, color="black", label=ORIGINAL)]
-    more += [Line2D([], [], color=FLOOR["color"], ls="--", label=RETAIN)] if floor else []
-    legend(figure, list(dict.fromkeys(k[0] for k in rows)), optims, more)
+    axes.set_xlabel(f"{source.layout.keep}  (more is kept: right)")
+    axes.set_ylabel(
+        source.layout.forget + ("  (best: on the dashed line)" if floor else "  (less is remembered: down)")
+    )
+    legend(figure, list(dict.fromkeys(method for method, _ in points)), optims, more)
     return figure
 
 
@@ -141,8 +144,8 @@ def _steps(axes: Axes, values: NDArray[np.float64], **style: Any) -> None:
         axes.ecdf(values, **style)
 
 
-def _optims(rows: dict[tuple[str, str], list[Run]]) -> list[str]:
-    return sorted({o for _, o in rows}, key=lambda o: OPTIMS.index(o) if o in OPTIMS else len(OPTIMS))
+def _optims(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return sorted({optim for _, optim in rows if optim}, key=lambda optim: rank("", optim))
 
 
 def band(runs: list[Run], key: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
@@ -241,6 +244,7 @@ FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
         "Forgetting against utility, mean ± sd over seeds. Colour: optimizer, marker: method. A line joins an "
         "optimizer's rows that none of its others beats in both; best is right, and on the dashed line.",
     ),
+    "cost": (cost, "Wall time by phase. Unlearning in the optimizer's colour, ± sd over seeds."),
     "truth_ratio": (
         ecdf,
         "Distribution of the truth ratio R on the forget questions, a line a seed. The KS distance D behind forget "
@@ -250,5 +254,4 @@ FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
         steps,
         "Share of unclipped coordinates and distance from the start over the steps; band: ± sd over seeds.",
     ),
-    "cost": (cost, "Wall time by phase. Unlearning in the optimizer's colour, ± sd over seeds."),
 }

@@ -26,9 +26,9 @@ PRIVATE = ("cache_dir", "output_dir", "trackers", "force", "save_model")  # of t
 class Picture:
     """A figure on the page."""
 
-    name: str
     caption: str
     svg: bytes
+    wide: bool  # several panels: takes the whole width
 
     @property
     def url(self) -> str:
@@ -51,11 +51,21 @@ def table_html(grids: list[Grid]) -> str:
 
 
 def page_html(
-    title: str, grids: list[Grid], pictures: list[Picture], runs: list[Run], layout: Layout, some: list[Speaker]
+    title: str,
+    brief: Grid,
+    full: Grid,
+    beside: list[Grid],
+    pictures: list[Picture],
+    runs: list[Run],
+    layout: Layout,
+    some: list[Speaker],
 ) -> str:
+    """The page.  beside: the table with the paper's numbers, or nothing."""
     return environment().get_template("page.html.j2").render(
         title=title,
-        grids=grids,
+        brief=brief,
+        full=full,
+        beside=beside,
         legend=LEGEND,
         pictures=pictures,
         runs=runs_table(runs),

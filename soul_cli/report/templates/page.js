@@ -30,8 +30,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const heading = event.target.closest("th");
     if (heading && heading.querySelector("button")) sortBy(table, heading);
   });
-  const section = table.closest("section");
-  const box = section.querySelector(".filter");
+  const block = table.closest(".block");
+  const box = block.querySelector(".filter");
   const filter = () => {
     const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
     let left = 0;
@@ -40,7 +40,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       row.hidden = !words.every((word) => text.includes(word));
       left += row.hidden ? 0 : 1;
     }
-    section.querySelector(".count").textContent = `${left} of ${table.tBodies[0].rows.length} rows`;
+    block.querySelector(".count").textContent = `${left} of ${table.tBodies[0].rows.length} rows`;
   };
   box.addEventListener("input", filter);
   filter();
