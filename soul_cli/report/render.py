@@ -6,7 +6,7 @@ import html
 import re
 import unicodedata
 
-from soul_cli.report.tables import BEST, LEGEND, SECOND, Cell, Grid, Head, Line
+from soul_cli.report.tables import BEST, LEGEND, SECOND, Cell, Grid, Head, Line, short
 
 
 def markdown(grid: Grid) -> str:
@@ -96,7 +96,7 @@ def _tex_table(grid: Grid) -> str:
         body += _tex_line(line)
     return (
         f"\\begin{{table}}\n\\caption{{{tex(grid.caption)} {tex(LEGEND)}{notes}}}\n"
-        f"\\centering\n\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{llr{'r' * len(grid.heads)}}}\n"
+        f"\\centering\\setlength{{\\tabcolsep}}{{2.5pt}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{llr{'r' * len(grid.heads)}}}\n"
         f"\\toprule\n & & {spans} \\\\\n{rules}\n"
         f"method & optimizer & n{''.join(map(_tex_head, grid.heads))} \\\\\n\\midrule\n"
         f"{body}\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}\n"
@@ -116,4 +116,5 @@ def _tex_cell(cell: Cell | None) -> str:
     if cell is None:
         return "--"
     wrap = {BEST: "\\textbf{{{}}}", SECOND: "\\underline{{{}}}"}.get(cell.mark, "{}")
-    return wrap.format(tex(cell.text))
+    spread = "" if cell.sd is None else f"{{\\tiny\\,$\\pm$\\,{cell.spread}}}"
+    return wrap.format(short(cell.mean)) + spread
