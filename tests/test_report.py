@@ -20,6 +20,7 @@ from soul_cli.report.layout import LAYOUTS, Column, Group, Layout, layout_of
 from soul_cli.report.paper import read_paper
 from soul_cli.report.read import find_runs, unfinished
 from soul_cli.report.tables import Cell, beside_paper, caption, grid, long_csv, long_table, marks, wide_csv
+from soul_cli.tasks import copyright_metrics, tofu_metrics
 from soul_cli.types import UserError
 
 TOFU = LAYOUTS["tofu"]
@@ -49,7 +50,7 @@ def test_markdown(tmp_path: Path) -> None:
     three_rows(tmp_path)
     runs = find_runs([tmp_path])
     layout = Layout((Group("Forget", "forget", (Column("forget_rougeL", "R"), Column("absent", "A"))),
-                     Group("Retain", "retain", (Column("retain_acc", "Acc"),))), "", "")  # fmt: skip
+                     Group("Retain", "retain", (Column("retain_acc", "Acc"),))), ())  # fmt: skip
     text = render.markdown(grid(long_table(runs), layout, caption(runs, layout), ["look_here"], brief=True))
     lines = text.splitlines()
     assert "80 forget, 80 retain questions; judge rougeL. Mean ± sd over n unlearning seeds (0, 1, 2)" in lines[0]
@@ -185,7 +186,13 @@ def test_messages_name_the_file(tmp_path: Path) -> None:
 def test_a_task_without_a_layout_shows_its_headline() -> None:
     layout = layout_of("other", ["ppl", "forget_bleu", "retain_bleu"])
     assert [c.metric for c in layout.columns] == ["ppl", "forget_bleu", "retain_bleu"]
-    assert (layout.forget, layout.keep) == ("forget_bleu", "retain_bleu")
+    assert layout.axes == (("forget_bleu", "retain_bleu"),)
+
+
+def test_layouts_have_a_column_for_every_headline_metric() -> None:
+    never = {"real_authors_acc_own", "world_facts_acc_own"}  # gold answers there are contained, not nearest
+    assert set(tofu_metrics.HEADLINE) - never <= {c.metric for c in TOFU.columns}
+    assert set(copyright_metrics.headline([20, 300])) <= {c.metric for c in LAYOUTS["copyright"].columns}
 
 
 # --- files -------------------------------------------------------------------------------------------------

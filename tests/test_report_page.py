@@ -91,13 +91,23 @@ def test_answers_side_by_side(tmp_path: Path) -> None:
     assert r"&lt;/b&gt; \| &lt;!-- a 2 |" in text
 
 
+def test_rows_of_one_index_are_told_apart(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0.1)
+    rows = [{**row("forget", 0, f"after {w}"), "prompt_words": w} for w in (20, 60)]
+    rows.append({"split": "forget_text", "index": 0, "gold": "scored only"})
+    (folder / "rows_original.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    some = answers.speakers(find_runs([tmp_path]), ("prompt_words",))[:1]
+    assert [answers.name_of(p) for p in some[0].rows] == ["forget 0, prompt_words 20", "forget 0, prompt_words 60"]
+    assert "| original | after 20 |" in answers.markdown(some, answers.choose(some, [0], 0, 0))
+
+
 def test_random_questions_are_the_same_for_a_seed(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1)
     some = answers.speakers(find_runs([tmp_path]))
     draws = [answers.choose(some, None, 2, seed) for seed in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len({tuple(d) for d in draws}) > 1
-    assert all(len(d) == 2 and {s for s, _ in d} == {"forget"} for d in draws)
+    assert all(len(d) == 2 and {p[0] for p in d} == {"forget"} for d in draws)
 
 
 def test_the_browser_says_what_it_left_out(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def report(args: argparse.Namespace) -> str:
     text = "\n".join(render.markdown(g) for g in [brief, *beside])
     if args.out is None:
         return text
-    some = answers.speakers(runs)
+    some = answers.speakers(runs, layout.variants)
     places = answers.choose(some, args.questions, args.random, args.random_seed) if some else []
     out = Out(args.out)
     write_text(out.path("table", ".md"), text)

@@ -36,6 +36,12 @@ class Source:
     layout: Layout
 
     @property
+    def axes(self) -> tuple[str, str]:
+        """(forgotten, kept) of the trade-off; those of the layout that the runs have."""
+        there = set(self.long.metric)
+        return next((pair for pair in self.layout.axes if there.issuperset(pair)), self.layout.axes[0])
+
+    @property
     def trained(self) -> dict[tuple[str, str], list[Run]]:
         """Row of the table -> its runs, in the table's order."""
         rows: dict[tuple[str, str], list[Run]] = {}
@@ -58,7 +64,7 @@ def frontier(keep: list[float], distance: list[float]) -> list[int]:
 
 def _points(source: Source) -> dict[tuple[str, str], tuple[float, float, float, float]]:
     """Row of the table -> kept, forgotten, and their sd (0 for one seed)."""
-    keep, forget = source.layout.keep, source.layout.forget
+    forget, keep = source.axes
     cells: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for r in source.long.to_dict("records"):
         sd = 0.0 if pd.isna(r["sd"]) else r["sd"]
@@ -93,10 +99,8 @@ def tradeoff(source: Source) -> Figure | None:
         own = [point for (_, o), point in points.items() if o == optim]
         best = frontier([v[0] for v in own], [abs(v[1] - floor[1]) if floor else v[1] for v in own])
         axes.plot([own[i][0] for i in best], [own[i][1] for i in best], color=colour(optim), lw=1.6, zorder=2)
-    axes.set_xlabel(f"{source.layout.keep}  (more is kept: right)")
-    axes.set_ylabel(
-        source.layout.forget + ("  (best: on the dashed line)" if floor else "  (less is remembered: down)")
-    )
+    axes.set_xlabel(f"{source.axes[1]}  (more is kept: right)")
+    axes.set_ylabel(source.axes[0] + ("  (best: on the dashed line)" if floor else "  (less is remembered: down)"))
     legend(figure, list(dict.fromkeys(method for method, _ in points)), optims, more)
     return figure
 

@@ -30,22 +30,38 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """A task's table, the axes of its trade-off figure, and the scores (row fields) of its answer browser."""
+    """A task's table, its trade-off figure and its answers."""
 
     groups: tuple[Group, ...]
-    forget: str
-    keep: str
-    scores: tuple[str, ...] = ("rougeL",)
+    axes: tuple[tuple[str, str], ...]  # (forgotten, kept) of the trade-off figure: the first pair that the runs have
+    scores: tuple[str, ...] = ("rougeL",)  # row fields shown beside an answer
+    variants: tuple[str, ...] = ()  # row fields that tell rows of one split and index apart
+    unit: str = "questions"  # what the metrics' n counts
 
     @property
     def columns(self) -> list[Column]:
         return [c for g in self.groups for c in g.columns]
 
 
+WORDS = (20, 60, 100, 300)  # prompt lengths of the copyright task: the embedded defaults, and the paper's
+
+
+def _continued(split: str, tail: str = "", paper: bool = False) -> tuple[Column, ...]:
+    """BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
+    return tuple(
+        Column(
+            f"{split}_{metric}_{words}{tail}",
+            f"{title} @{words}",
+            paper=f"{metric}_{words}" if paper and words >= 100 else "",
+        )
+        for words in WORDS
+        for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L"))
+    )
+
+
 LAYOUTS = {
     "tofu": Layout(
-        forget="forget_rougeL",
-        keep="retain_rougeL",
+        axes=(("forget_rougeL", "retain_rougeL"),),
         scores=("rougeL", "fluency"),
         groups=(
             Group("Forgetting efficacy", "forget", (
@@ -96,6 +112,32 @@ LAYOUTS = {
             )),
         ),
     ),
+    "copyright": Layout(
+        axes=tuple((f"forget_rougeL_{w}", f"retain_rougeL_{w}") for w in WORDS),
+        scores=("rougeL", "bleu", "verbmem", "verbatim_tokens"),
+        variants=("prompt_words", "wording"),
+        unit="prompts",
+        groups=(
+            Group("Forgetting efficacy", "forget", _continued("forget", paper=True)),
+            Group("Unseen instruction", "", _continued("forget", "_unseen")),
+            Group("Verbatim", "", (
+                Column("forget_verbatim_longest", "Longest"),
+                Column("forget_verbatim_50", "50 tokens"),
+                Column("forget_verbmem", "VerbMem"),
+                Column("forget_fluency", "Fluency"),
+            )),
+            Group("Utility on retain", "retain", (
+                *_continued("retain"),
+                Column("retain_fluency", "Fluency", brief=False),
+            )),
+            Group("Perplexity", "", (
+                Column("forget_ppl", "Forget", brief=False),
+                Column("retain_ppl", "Retain"),
+                Column("heldout_ppl", "Held out"),
+            )),
+            Group("Overall", "", (Column("displacement", "‖Δθ‖", brief=False),)),
+        ),
+    ),
 }  # fmt: skip
 
 
@@ -105,7 +147,7 @@ def layout_of(task: str, headline: list[str]) -> Layout:
         return LAYOUTS[task]
     forget = next((m for m in headline if m.startswith("forget")), "")
     keep = next((m for m in headline if m.startswith("retain")), "")
-    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), forget, keep)
+    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), ((forget, keep),))
 
 
 def rank(method: str, optim: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from soul_cli.report.answers import Speaker, question_of
+from soul_cli.report.answers import Place, Speaker, name_of, question_of
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.read import Run, label
 from soul_cli.report.tables import LEGEND, Grid, short
@@ -99,7 +99,7 @@ def browser(some: list[Speaker], scores: tuple[str, ...], cap: int = ANSWERS_CAP
     split in proportion; counts says how many of how many.
     """
     places = list(dict.fromkeys(place for speaker in some for place in speaker.rows))
-    by_split: dict[str, list[tuple[str, int]]] = {}
+    by_split: dict[str, list[Place]] = {}
     for place in places:
         by_split.setdefault(place[0], []).append(place)
     share = min(1.0, cap / max(1, len(places) * len(some)))
@@ -114,7 +114,7 @@ def browser(some: list[Speaker], scores: tuple[str, ...], cap: int = ANSWERS_CAP
         rows = [s.rows.get(place) for s in some]
         first = next(row for row in rows if row)
         questions.append({
-            "split": place[0], "index": place[1], "question": question_of(first), "gold": first["gold"],
+            "split": place[0], "place": name_of(place), "question": question_of(first), "gold": first["gold"],
             "answers": [None if row is None else [row["generation"], _scores(row, scores)] for row in rows],
         })  # fmt: skip
     return {"models": models, "questions": questions, "counts": counts, "sampled": share < 1}

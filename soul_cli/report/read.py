@@ -15,7 +15,8 @@ from soul_cli.types import Row, UserError
 
 BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
-WITHOUT_EFFECT = ("task.forget_names", "train.checkpoint_steps")  # the first is a setting of input_based
+# the first two are settings of input_based
+WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
 
 
 @dataclass(frozen=True)

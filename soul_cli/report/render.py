@@ -94,9 +94,11 @@ def _tex_table(grid: Grid) -> str:
     for before, line in zip((None, *grid.lines), grid.lines, strict=False):
         body += "\\midrule\n" if before and before.reference and not line.reference else ""
         body += _tex_line(line)
+    spec = "llr" + "r" * len(grid.heads)
     return (
         f"\\begin{{table}}\n\\caption{{{tex(grid.caption)} {tex(LEGEND)}{notes}}}\n"
-        f"\\centering\\setlength{{\\tabcolsep}}{{2.5pt}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{llr{'r' * len(grid.heads)}}}\n"
+        "\\centering\\setlength{\\tabcolsep}{2.5pt}\n"
+        f"\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{{spec}}}\n"
         f"\\toprule\n & & {spans} \\\\\n{rules}\n"
         f"method & optimizer & n{''.join(map(_tex_head, grid.heads))} \\\\\n\\midrule\n"
         f"{body}\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}\n"

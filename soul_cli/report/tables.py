@@ -14,6 +14,7 @@ from soul_cli.results import ARROWS, NAMES
 
 UNMARKED = tuple(NAMES[r] for r in REFERENCES)
 BEST, SECOND = "best", "second"
+DATA = ("source", "forget", "forget_books", "chunk_words")  # of the task's settings, where it has them
 LEGEND = (
     "↑ higher, ↓ lower is better; →R: nearest to the retain-trained row is best. Among the unlearned rows of a column "
     "the best is bold, the second underlined."
@@ -179,15 +180,16 @@ def caption(runs: list[Run], layout: Layout) -> str:
     """What the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
     first = runs[0]
     of, metrics = first.config, first.content["models"]["original"]
-    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}']}" for k in ("source", "forget") if of.get(f"task.{k}"))]
+    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}']}" for k in DATA if of.get(f"task.{k}"))]
     model = of.get("model.path") or of.get("task.target_model") or of["model.name"]
+    template = of.get("task.template") or of.get("model.template")
     counts = []
     for group in layout.groups:
         n = next((metrics[c.metric]["n"] for c in group.columns if c.metric in metrics), None)
         counts += [f"{n} {group.noun}"] if group.noun and n else []
     judges = sorted({j for m in metrics.values() for j in re.findall(r"judge ([^;,]+)", m["definition"])})
-    parts = [*data, f"model {model}", *([f"template {of['model.template']}"] if of.get("model.template") else [])]
-    parts += ([", ".join(counts) + " questions"] if counts else []) + [f"judge {j}" for j in judges]
+    parts = [*data, f"model {model}", *([f"template {template}"] if template else [])]
+    parts += ([f"{', '.join(counts)} {layout.unit}"] if counts else []) + [f"judge {j}" for j in judges]
     seeds = sorted({r.seed for r in runs if r.trained})
     over = f"Mean ± sd over n unlearning seeds ({', '.join(map(str, seeds))})" if seeds else "Evaluation alone"
     return (

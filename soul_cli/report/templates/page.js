@@ -90,7 +90,7 @@ function show() {
   const card = element("div", "card", "");
   if (found.length) {
     const one = data.questions[found[at]];
-    card.append(line(`${one.split} ${one.index}`, [], one.question, "asked"), line("gold", [], one.gold, ""));
+    card.append(line(one.place, [], one.question, "asked"), line("gold", [], one.gold, ""));
     for (const i of shownModels()) {
       if (one.answers[i]) card.append(line(data.models[i].name, one.answers[i][1], one.answers[i][0], ""));
     }
