@@ -187,6 +187,8 @@ def test_a_task_without_a_layout_shows_its_headline() -> None:
     layout = layout_of("other", ["ppl", "forget_bleu", "retain_bleu"])
     assert [c.metric for c in layout.columns] == ["ppl", "forget_bleu", "retain_bleu"]
     assert layout.axes == (("forget_bleu", "retain_bleu"),)
+    known = layout_of("tofu", ["mia", "new_metric"])
+    assert known.groups[-1] == Group("Other", "", (Column("new_metric", "new_metric"),))
 
 
 def test_layouts_have_a_column_for_every_headline_metric() -> None:

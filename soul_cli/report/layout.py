@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo")
 OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
@@ -48,15 +48,12 @@ WORDS = (20, 60, 100, 300)  # prompt lengths of the copyright task: the embedded
 
 def _continued(split: str, tail: str = "", paper: bool = False) -> tuple[Column, ...]:
     """BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
-    return tuple(
-        Column(
-            f"{split}_{metric}_{words}{tail}",
-            f"{title} @{words}",
-            paper=f"{metric}_{words}" if paper and words >= 100 else "",
-        )
-        for words in WORDS
-        for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L"))
-    )
+    out = []
+    for words in WORDS:
+        for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L")):
+            theirs = f"{metric}_{words}" if paper and words >= 100 else ""
+            out.append(Column(f"{split}_{metric}_{words}{tail}", f"{title} @{words}", paper=theirs))
+    return tuple(out)
 
 
 LAYOUTS = {
@@ -142,9 +139,15 @@ LAYOUTS = {
 
 
 def layout_of(task: str, headline: list[str]) -> Layout:
-    """The task's layout; for a task without one, the metrics of its short table under one heading."""
+    """The task's layout, and under a last heading the metrics of its short table that the layout does not know.
+
+    For a task without a layout that is all of them, and the trade-off is of the first forget and retain metric.
+    """
     if task in LAYOUTS:
-        return LAYOUTS[task]
+        layout = LAYOUTS[task]
+        known = {c.metric for c in layout.columns}
+        more = tuple(Column(m, m) for m in headline if m not in known)
+        return replace(layout, groups=(*layout.groups, Group("Other", "", more)))
     forget = next((m for m in headline if m.startswith("forget")), "")
     keep = next((m for m in headline if m.startswith("retain")), "")
     return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), ((forget, keep),))
