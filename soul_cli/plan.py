@@ -10,6 +10,7 @@ import torch
 
 from soul_cli.base_models import EmbeddedModel, HubModel
 from soul_cli.config import RunConfig
+from soul_cli.distributed import world
 from soul_cli.models import count_parameters
 from soul_cli.pipeline import Pipeline
 from soul_cli.tasks.base import TaskData
@@ -25,13 +26,14 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     what = f"{config.method.name} with {config.optim.name}" if config.method.trains else config.method.name
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
     splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
+    processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
         f"evaluate {splits} questions",
-        f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
+        f"device   {pipe.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
     lines.append(f"time     about {roughly(estimate(config, data, pipe))}")
