@@ -153,6 +153,7 @@ class Soul(SecondOrder):
     def _calibrated(self, share: float) -> float:
         """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0.
 
+        It lies half-way between two of them, so that rounding does not decide on which side one is.
         Where h is 0 no rho unclips: such coordinates take the full step and do not enter the quantile.
         The sample counts coordinates of whole tensors, so that it is the same however they are sharded.
         """
@@ -166,7 +167,8 @@ class Soul(SecondOrder):
         values = all_values(torch.cat(ratios), states[0]["m"]).sort().values
         if not len(values):
             return 1.0  # no curvature anywhere: every rho gives the same step
-        return float(values[min(len(values) - 1, int(share * len(values)))])
+        above = min(len(values) - 1, int(share * len(values)))
+        return float(values[max(0, above - 1) : above + 1].mean())
 
 
 class SoulReleased(SecondOrder):
