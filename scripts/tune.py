@@ -35,7 +35,7 @@ ALONE = {
     "soul_released": (2.5e-6, 5e-6, 1e-5, 2e-5),
 }
 # the paper's beta of 0.1 stops long before answers of 42 tokens are forgotten, let alone passages of 100
-BETAS = {"tofu": (0.02, 0.035), "copyright": (0.01, 0.02)}
+BETAS = {"tofu": (0.02, 0.035), "copyright": (0.02, 0.05)}
 Models = dict[str, dict[str, dict]]
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by a launcher
+GRACE = 5.0  # seconds
 
 
 def main() -> None:
@@ -30,6 +33,8 @@ def main() -> None:
             return str(run(load(raw)))
         except UserError as error:
             say_error(str(error))
+            if WORLD > 1:
+                sys.exit(2)  # others may be waiting for this process: the launcher ends them
             failed.append(str(error))
             return ""
 
@@ -43,6 +48,10 @@ def main() -> None:
     except KeyboardInterrupt:
         say_error("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
+    if WORLD > 1:
+        from soul_cli.distributed import finish
+
+        finish()
     if failed:
         sys.exit(2)
 
@@ -61,7 +70,10 @@ def explain(error: Exception) -> str:
 
 
 def say_error(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    """Nearly every error befalls all processes; the launcher then ends the others before they say it again."""
+    if RANK:
+        time.sleep(GRACE)
+    print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def quiet() -> None:

@@ -29,6 +29,13 @@ GROUPS: dict[str, Mapping[str, type]] = {
 }
 
 
+class Parallel(Enum):
+    """How several processes train one model: each has it whole and gradients are summed, or it is sharded (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 @dataclass
 class RunConfig:
     """One experiment."""
@@ -46,9 +53,10 @@ class RunConfig:
     output_dir: str
     cache_dir: str
     trackers: list[str]
+    parallel: Parallel
 
-    # what changes where a result lies, not what it is
-    NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers")
+    # what changes where a result lies or how it is computed, not what it is
+    NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers", "parallel")
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
@@ -92,6 +100,11 @@ def load(raw: DictConfig) -> RunConfig:
         if type(parts[key]) is not kind:
             raise UserError(f"{key}={parts[key]!r}: must be {'true or false' if kind is bool else 'a whole number'}")
     parts["trackers"] = list(parts["trackers"])
+    if parts["parallel"] not in Parallel.__members__:
+        raise UserError(f"parallel={parts['parallel']!r}: must be one of {', '.join(Parallel.__members__)}")
+    parts["parallel"] = Parallel(parts["parallel"])
+    if parts["parallel"] is Parallel.fsdp and parts["model"].finetune.lora:
+        raise UserError("parallel=fsdp with model.finetune.lora: adapters are not sharded; use parallel=ddp")
     return RunConfig(**parts)
 
 

@@ -7,9 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(values: Tensor) -> Tensor:
+    """In float32, or in float64 where they are that: what sums and losses are computed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """log p(target) for each token.  logits (T, V), targets (T,) -> (T,) float32."""
-    return -F.cross_entropy(logits.float(), targets, reduction="none")
+    """log p(target) for each token.  logits (T, V), targets (T,) -> (T,), float32 or wider."""
+    return -F.cross_entropy(wide(logits), targets, reduction="none")
 
 
 def sum_by(values: Tensor, owner: Tensor, groups: int) -> Tensor:

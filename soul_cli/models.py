@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from soul_cli.cache import file_digest
+from soul_cli.losses import wide
 from soul_cli.types import Batch, UserError
 
 
@@ -93,11 +94,11 @@ class AnswerModel(nn.Module):
         self.lm = lm
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (T, V) for batch.targets, in float32."""
+        """Logits (T, V) for batch.targets, in float32 or wider."""
         hidden = self.lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.mask,
             use_cache=False,
         ).last_hidden_state
-        return self.lm.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]).float()
+        return wide(self.lm.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]))

@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from soul_cli import models
 from soul_cli.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.cache import Cache, code_digest, digest, read_json, write_text
-from soul_cli.config import RunConfig, plain
+from soul_cli.config import Parallel, RunConfig, plain
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
+from soul_cli.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
 from soul_cli.evaluate import general
 from soul_cli.evaluate.likelihood import score
 from soul_cli.methods import Finetune, Method
@@ -32,8 +33,11 @@ from soul_cli.types import QA, Prompted, Row
 
 LIBRARIES = ("torch", "transformers", "tokenizers")
 # source files that determine a model's weights, and those that determine rows
-TRAINING = ("train.py", "losses.py", "methods.py", "models.py", "base_models.py", "optim", "data")
-EVALUATION = ("losses.py", "metrics.py", "models.py", "tasks", "evaluate", "data")
+TRAINING = (
+    "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "base_models.py",
+    "optim", "data",
+)  # fmt: skip
+EVALUATION = ("distributed.py", "losses.py", "metrics.py", "models.py", "tasks", "evaluate", "data")
 
 
 def versions() -> dict[str, str]:
@@ -42,7 +46,10 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Pipeline:
-    """Everything the pieces need.  Each piece's key holds all that determines its content, code included."""
+    """Everything the pieces need.  Each piece's key holds all that determines its content, code included.
+
+    On several processes all of them call each piece: they build it together, and rank 0 writes.
+    """
 
     config: RunConfig
     data: TaskData
@@ -61,19 +68,25 @@ class Pipeline:
         paths: list[tuple[str, str | None]] = [(p, None) for p in (task.target_model, task.retain_model) if p]
         if self.needs_base() and isinstance(model, HubModel):
             paths.append((model.path, model.revision))
-        return [models.reference(path, self.cache.root, revision) for path, revision in paths]
+        return [self._given(path, revision) for path, revision in paths]
+
+    def _given(self, path: str, revision: str | None = None) -> ModelRef:
+        return once(lambda: models.reference(path, self.cache.root, revision))
+
+    def _entry(self, kind: str, key: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
+        return together(partial(self.cache.get, kind, key), build)
 
     def target(self) -> ModelRef:
         """The model that has learned everything."""
         if self.config.task.target_model:
-            return models.reference(self.config.task.target_model, self.cache.root)
+            return self._given(self.config.task.target_model)
         return self._finetuned(self.base(), self.data.full, "target model")
 
     def retain_trained(self) -> ModelRef | None:
         """The model that never saw the forget set; None where there is none to be had without the base model."""
         task = self.config.task
         if task.retain_model:
-            return models.reference(task.retain_model, self.cache.root)
+            return self._given(task.retain_model)
         if task.retain_rows or not self.needs_base():
             return None
         return self._finetuned(self.base(), self.data.retain, "retain-trained model")
@@ -102,20 +115,24 @@ class Pipeline:
         """The model before fine-tuning."""
         model = self.config.model
         if isinstance(model, HubModel):
-            return models.reference(model.path, self.cache.root, model.revision)
+            return self._given(model.path, model.revision)
         assert isinstance(model, EmbeddedModel)
         key = self._base_key(model)
 
         def build(work: Path, out: Path) -> None:
             rows = self._base_rows(model)
             untrained = work / "untrained"
-            if not (untrained / "tokenizer.json").is_file():
-                texts = [f"Question: {qa.question}\nAnswer: {qa.answer}" for qa in [*rows, *self.data.retain]]
-                model.initialise(texts, self.config.target_seed, untrained)
+
+            def initialise() -> None:
+                if not (untrained / "tokenizer.json").is_file():
+                    texts = [f"Question: {qa.question}\nAnswer: {qa.answer}" for qa in [*rows, *self.data.retain]]
+                    model.initialise(texts, self.config.target_seed, untrained)
+
+            once(initialise)
             with bar("base model, trained from scratch") as progress:
                 self._finetune(ModelRef(str(untrained), ""), rows, model.base, work, out, progress)
 
-        return ModelRef(str(self.cache.get("models", key, build)), digest(key))
+        return ModelRef(str(self._entry("models", key, build)), digest(key))
 
     def _base_rows(self, model: EmbeddedModel) -> list[QA]:
         """Generated authors for the style, none of the benchmark, and what must be known beside it."""
@@ -136,7 +153,7 @@ class Pipeline:
             with bar(f"{label}, fine-tuned on {len(rows)} pairs") as progress:
                 self._finetune(base, rows, self.config.model.finetune, work, out, progress)
 
-        return ModelRef(str(self.cache.get("models", key, build)), digest(key))
+        return ModelRef(str(self._entry("models", key, build)), digest(key))
 
     def _finetune_rows(self, rows: list[QA]) -> list[QA]:
         return rows + self.data.rehearsed if isinstance(self.config.model, EmbeddedModel) else rows
@@ -155,7 +172,7 @@ class Pipeline:
     def _finetune(
         self, base: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
     ) -> None:
-        lm, encoder = self.load(base), self.encoder(base)
+        lm, encoder = self.load(base, "cpu"), self.encoder(base)
         adapters = recipe.lora.attach(lm, self.config.target_seed) if recipe.lora else None
         data = TrainData(forget=None, retain=Pairs(encoder, rows))
         self.train(lm, data, Finetune("finetune"), recipe.optim, recipe.train, self.config.target_seed, work, progress)
@@ -172,7 +189,9 @@ class Pipeline:
         work: Path,
         progress: Bar,
     ) -> list[dict[str, Any]]:
-        trainer = Trainer(lm, data, method, optim, config, seed, self.accelerator)
+        """Train lm, which may lie on the CPU; with parallel=fsdp it is sharded from then on."""
+        sharded = self.config.parallel is Parallel.fsdp and world() > 1
+        trainer = Trainer(lm, data, method, optim, config, seed, self.accelerator, sharded=sharded)
 
         def show(done: int, total: int, record: dict[str, float]) -> None:
             losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
@@ -182,8 +201,8 @@ class Pipeline:
 
         return trainer.train(work, show)
 
-    def load(self, ref: ModelRef) -> Any:
-        return models.load(ref, self.accelerator.device, self.config.model.dtype)
+    def load(self, ref: ModelRef, device: Any = None) -> Any:
+        return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
 
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
         return Encoder(models.load_tokenizer(ref), self.template, self.config.model.max_length, system)
@@ -225,12 +244,14 @@ class Pipeline:
             model = AnswerModel(self.load(target))
             device, precision = self.accelerator.device, self.config.train.precision
             scored = score(
-                model, forget, budget=self.config.eval.batch_tokens,
+                model, share(forget), budget=self.config.eval.batch_tokens,
                 autocast=lambda: models.autocast(device, precision),
             )  # fmt: skip
-            write_text(out / "logps.json", json.dumps([math.fsum(s[0].logps) for s in scored]))
+            logps = gather([math.fsum(s[0].logps) for s in scored])
+            if main():
+                write_text(out / "logps.json", json.dumps(logps))
 
-        return json.loads((self.cache.get("reference", key, build) / "logps.json").read_text())
+        return json.loads((self._entry("reference", key, build) / "logps.json").read_text())
 
     # --- evaluation ----------------------------------------------------------------------------------------
 
@@ -240,11 +261,11 @@ class Pipeline:
 
         def build(work: Path, out: Path) -> None:
             with bar(f"evaluating {label}") as progress:
-                write_rows(
-                    out / "rows.jsonl", self.evaluate(lambda: self.load(ref), self.encoder(ref, system), work, progress)
-                )
+                rows = self.evaluate(lambda: self.load(ref), self.encoder(ref, system), work, progress)
+            if main():
+                write_rows(out / "rows.jsonl", rows)
 
-        return read_rows(self.cache.get("rows", key, build) / "rows.jsonl")
+        return read_rows(self._entry("rows", key, build) / "rows.jsonl")
 
     def _rows_key(self, ref: ModelRef, system: str) -> dict[str, Any]:
         model = self.config.model
@@ -267,7 +288,7 @@ class Pipeline:
         lm = None
         for part, compute in self._parts(encoder):
             path = work / f"rows_{part}.json"
-            some = read_json(path, None)
+            some = once(partial(read_json, path, None))
             if some is None:
                 lm = load() if lm is None else lm
 
@@ -275,7 +296,8 @@ class Pipeline:
                     progress.to(f"{part}, {what}", done, total)
 
                 some = compute(lm, progress=show)
-                write_text(path, json.dumps(some))
+                if main():
+                    write_text(path, json.dumps(some))
             rows += some
         for i, row in enumerate(row for row in rows if row["split"] == general.SPLIT):
             row["index"] = i
@@ -283,21 +305,36 @@ class Pipeline:
 
     def _parts(self, encoder: Encoder) -> Iterator[tuple[str, Callable[..., list[Row]]]]:
         """Name and evaluation (of a model, to rows) of each part: the task's splits, lm-eval's tasks."""
-        task, config = self.config.task, self.config.eval
+        config = self.config.eval
         for split, items in self.splits().items():
-            yield split, partial(task.evaluate, encoder=encoder, split=split, items=items, config=config)
+            yield split, partial(self._split, encoder=encoder, split=split, items=items)
         about = {"tokenizer": encoder.tokenizer, "config": config.lm_eval, "system": encoder.system}
         for name in config.lm_eval.names():
-            yield f"{general.SPLIT}_{name}", partial(general.evaluate, name=name, **about)
+            compute = partial(general.evaluate, name=name, **about)
+            yield f"{general.SPLIT}_{name}", lambda lm, progress, run=compute: once(lambda: run(lm, progress=progress))
+
+    def _split(
+        self, lm: Any, *, encoder: Encoder, split: str, items: list[QA], progress: Callable[[str, int, int], None]
+    ) -> list[Row]:
+        """Rows of a split, by item.  Every process evaluates its share with a whole model of its own."""
+        own = self.config.task.evaluate(lm, encoder, split, list(share(items)), self.config.eval, progress)
+        for row in own:
+            row["index"] = row["index"] * world() + rank()  # in the split, not in the share
+        return sorted((row for rows in everyone(own) for row in rows), key=lambda row: row["index"])
 
     def _code(self, parts: tuple[str, ...]) -> dict[str, Any]:
         return {"code": code_digest(*parts), "versions": versions()}
 
 
 def save(lm: Any, encoder: Encoder, out: Path) -> None:
-    """An ordinary Hugging Face folder, safetensors."""
-    lm.save_pretrained(out)
-    encoder.tokenizer.save_pretrained(out)
+    """An ordinary Hugging Face folder, safetensors.  All processes call it: a sharded model is gathered by rank 0."""
+    state = whole_state(lm)
+
+    def write() -> None:
+        lm.save_pretrained(out, state_dict=state)
+        encoder.tokenizer.save_pretrained(out)
+
+    once(write)
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from soul_cli.base_models import EmbeddedModel, HubModel
 from soul_cli.config import RunConfig
+from soul_cli.distributed import world
 from soul_cli.models import count_parameters
 from soul_cli.pipeline import Pipeline
 from soul_cli.tasks.base import TaskData
@@ -26,6 +27,7 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
     splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
     general = ", ".join(config.eval.lm_eval.names())
+    processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
@@ -33,7 +35,7 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
         f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
-        f"device   {pipe.accelerator.device}, seed {config.seed}, target seed {config.target_seed}",
+        f"device   {pipe.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
     lines.append(f"time     about {roughly(estimate(config, data, pipe))}")

@@ -5,30 +5,31 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli import results
 from soul_cli.cache import Cache, code_digest, digest, locked, read_json
 from soul_cli.config import RunConfig
+from soul_cli.distributed import main, once, start
 from soul_cli.evaluate import general
 from soul_cli.models import ModelRef
 from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, read_rows, save, versions, write_rows
 from soul_cli.plan import describe
-from soul_cli.screen import bar, say
+from soul_cli.screen import Bar, bar, say
 from soul_cli.types import Metric, Row, UserError
 
 
 def run(config: RunConfig) -> Path:
-    """Run (or find finished) one experiment; returns its folder."""
+    """Run (or find finished) one experiment; returns its folder.  On several processes all of them call it."""
     check_trackers(config.trackers)
-    data = config.task.load(config.cache)
-    pipe = Pipeline(config, data, Cache(config.cache, say), Accelerator(log_with=config.trackers or None))
+    accelerator = start(config.trackers)
+    data = once(lambda: config.task.load(config.cache))
+    pipe = Pipeline(config, data, Cache(config.cache, say), accelerator)
     key = digest(
         {
             "config": config.identity(),
@@ -39,10 +40,10 @@ def run(config: RunConfig) -> Path:
         }
     )
     folder = run_folder(config, key)
-    with locked(
-        folder.parent / f".{folder.name}.lock", lambda: say(f"another process is at work on {folder}; waiting")
-    ):
-        if finished(folder, key, config):
+    lock = folder.parent / f".{folder.name}.lock"
+    waiting = f"another process is at work on {folder}; waiting"
+    with locked(lock, lambda: say(waiting)) if main() else nullcontext():
+        if once(lambda: finished(folder, key, config)):
             say(f"finished before ({folder}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
@@ -79,9 +80,8 @@ def finished(folder: Path, key: str, config: RunConfig) -> bool:
 
 def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     config, data, task = pipe.config, pipe.data, pipe.config.task
-    folder.mkdir(parents=True, exist_ok=True)
     plain = config.plain()
-    results.write_config(folder, plain)
+    once(lambda: results.write_config(folder, plain))
     if config.trackers:
         pipe.accelerator.project_configuration.set_directories(str(folder))
         pipe.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
@@ -107,6 +107,13 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     elif config.method.trains:
         rows["this_run"] = _unlearn(pipe, target, folder, seconds)
 
+    once(lambda: _write(pipe, folder, key, rows, seconds))
+    for tracker in pipe.accelerator.trackers:
+        tracker.finish()
+
+
+def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]], seconds: dict[str, float]) -> None:
+    config, task = pipe.config, pipe.config.task
     for name, some in rows.items():
         write_rows(folder / results.rows_file(name), some)
     summaries: dict[str, dict[str, Metric]] = {}
@@ -115,10 +122,8 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
         summaries[name], absent[name] = task.summarise(
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
-    results.write_metrics(folder, key, plain, summaries, absent, seconds, task.headline())
+    results.write_metrics(folder, key, config.plain(), summaries, absent, seconds, task.headline())
     shutil.rmtree(folder / "work", ignore_errors=True)
-    if config.trackers:
-        pipe.accelerator.end_training()
 
 
 def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, float]) -> list[Row]:
@@ -126,25 +131,39 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, 
     config = pipe.config
     work = folder / "work"
     model = work / "model"
-    if not model.is_dir():
+    if not once(model.is_dir):
         set_seed(config.seed)
         with timed(seconds, "unlearn"), bar(f"unlearning, {config.method.name} with {config.optim.name}") as progress:
-            lm, data = pipe.load(target), pipe.unlearning_data(target, config.method)
-            records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
-            results.write_steps(folder, records)
-            temporary = work / ".model"
-            shutil.rmtree(temporary, ignore_errors=True)
-            save(lm, pipe.encoder(target), temporary)
-            temporary.rename(model)
-            shutil.rmtree(work / "checkpoint", ignore_errors=True)
+            _train(pipe, target, folder, progress)
     with timed(seconds, "evaluate"), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(model), "")
         rows = pipe.evaluate(lambda: pipe.load(unlearned), pipe.encoder(unlearned), work, progress)
-    if config.save_model:
+
+    def keep() -> None:
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.copytree(model, work / ".kept", dirs_exist_ok=True)
         (work / ".kept").rename(folder / "model")
+
+    if config.save_model:
+        once(keep)
     return rows
+
+
+def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> None:
+    """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
+    config, work = pipe.config, folder / "work"
+    temporary = work / ".model"
+    lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
+    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
+    once(lambda: shutil.rmtree(temporary, ignore_errors=True))
+    save(lm, pipe.encoder(target), temporary)
+
+    def publish() -> None:
+        results.write_steps(folder, records)
+        temporary.rename(work / "model")
+        shutil.rmtree(work / "checkpoint", ignore_errors=True)
+
+    once(publish)
 
 
 def given_rows(path: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False, soft_wrap=False)
+# under a launcher (torchrun, accelerate) the first process speaks
+console = Console(highlight=False, soft_wrap=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 
 
 class Bar:

@@ -2,14 +2,16 @@
 
 One optimizer step is a plan of micro-batches (forget rows, retain rows).  Losses are normalised by counts over the
 whole step.  Joint mode has one phase a step, on the sum of both terms; alternating mode (SOUL, eq. 11) has two, each
-with its own optimizer state.  The loop checkpoints to safetensors and goes on bit-exactly where it stopped.
+with its own optimizer state.  The loop goes on from its checkpoints bit-exactly where it stopped.
+
+On several processes the plan is the same on each, which takes its share of the rows of every micro-batch.  As losses
+are normalised over the whole step, the sum of the gradients over the processes is the gradient of one process: whole
+models add theirs up once a step, sharded ones (FSDP2) in each backward.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,23 +20,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli.cache import publish, read_json, write_text
-from soul_cli.data.batches import Step, collate, plan_epoch
-from soul_cli.losses import sum_by, token_logps
+from soul_cli import checkpoint
+from soul_cli.cache import read_json
+from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
+from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
+from soul_cli.losses import sum_by, token_logps, wide
 from soul_cli.methods import Answers, Counts, Method
 from soul_cli.models import AnswerModel, autocast
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
-from soul_cli.optim.curvature import GaussNewtonBartlett
-from soul_cli.types import Prompted, UserError
+from soul_cli.optim.curvature import GaussNewtonBartlett, scramble, uniforms
+from soul_cli.types import Batch, Prompted, UserError
+
+NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
 
 
 @dataclass
 class TrainConfig:
-    """How long and in what portions.  batch_size counts forget rows (retain rows where there are no forget rows)."""
+    """How long and in what portions, over all processes.
+
+    batch_size counts forget rows (retain rows where there are no forget rows).
+    """
 
     epochs: int
     batch_size: int
@@ -119,12 +127,17 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         accelerator: Accelerator,
+        *,
+        sharded: bool = False,
     ):
-        if accelerator.num_processes > 1:
-            raise UserError("training on several processes is not supported yet; start a single one")
-        self.accelerator, self.data, self.method, self.optim = accelerator, data, method, optim
-        self.config, self.seed = config, seed
-        self.model = accelerator.prepare_model(AnswerModel(lm.train()))
+        """sharded: spread the parameters over the processes (in place: lm is sharded from then on)."""
+        self.device, self.data, self.method, self.optim = accelerator.device, data, method, optim
+        self.config, self.seed, self.sharded = config, seed, sharded
+        self.model = AnswerModel(lm.train())
+        if sharded:
+            shard(self.model, self.model.lm._no_split_modules or (), self.device)
+        else:
+            self.model.to(self.device)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.phases = build_phases(method, optim, self.model)
         self.start = [p.detach().clone() for p in self.params]  # for the distance travelled
@@ -146,6 +159,8 @@ class Trainer:
     # --- one step ------------------------------------------------------------------------------------------
 
     def _step(self, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
+        # dropout of its own on each process, the same in a run that goes on from a checkpoint
+        torch.manual_seed(int(scramble(self.seed, index, rank())[0]))
         record: dict[str, float] = {}
         scale = factor(index, self.total, self.config)
         for phase in self.phases:
@@ -158,70 +173,99 @@ class Trainer:
                 error.half_step = phase is not self.phases[0]
                 raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
-        moved = [(p.detach().float() - s.float()).norm() for p, s in zip(self.params, self.start, strict=True)]
-        return record | {"displacement": float(torch.stack(moved).norm())}
+        pairs = zip(self.params, self.start, strict=True)
+        moved = (wide(local(p.detach())) - wide(local(s)) for p, s in pairs)  # one at a time in memory
+        return record | {"displacement": norm(moved, self.params[0])}
 
     def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
-        forget_counts = self._counts([rows[i] for f, _ in step.micro for i in f])
-        retain_counts = self._counts([self.data.retain[i] for _, r in step.micro for i in r])
+        counts = (
+            self._counts([rows[i] for f, _ in step.micro for i in f]),
+            self._counts([self.data.retain[i] for _, r in step.micro for i in r]),
+        )
         curvature = self._curvature(index)
-        losses = {"loss_forget": 0.0, "loss_retain": 0.0}
-        for f, r in step.micro:
-            f, r = (f if phase.forget else ()), (r if phase.retain else ())
-            batch = collate([rows[i] for i in f] + [self.data.retain[i] for i in r]).to(self.accelerator.device)
-            with autocast(self.accelerator.device, self.config.precision):
-                logits = self.model(batch)
-            is_forget = batch.owner < len(f)
-            if curvature is not None:
-                curvature.add(logits, self._hessian_tokens(is_forget))
-            logps = sum_by(token_logps(logits, batch.targets), batch.owner, batch.answers)
-            tokens = torch.bincount(batch.owner, minlength=batch.answers)
-            loss = logits.new_zeros(())
-            if f:
-                reference = (
-                    torch.tensor([self.data.reference[i] for i in f], device=logps.device)
-                    if self.method.uses_reference
-                    else None
-                )
-                answers = Answers(logps[: len(f)], tokens[: len(f)], reference)
-                term = self.method.forget_loss(answers, forget_counts)
-                losses["loss_forget"] += float(term.detach())
-                loss = loss + term
-            if r:
-                term = self.method.retain_loss(Answers(logps[len(f) :], tokens[len(f) :], None), retain_counts)
-                losses["loss_retain"] += float(term.detach())
-                loss = loss + phase.retain_weight * term
-            self.accelerator.backward(loss)
-        kept = {k: v for k, v in losses.items() if getattr(phase, k.removeprefix("loss_"))}
+        sums = [0.0, 0.0]
+        for share in shares(step, rank(), world(), forget=phase.forget, retain=phase.retain):
+            if share.keys or self.sharded:
+                terms = self._backward(phase, share, index, rows, counts, curvature)
+                sums = [a + b for a, b in zip(sums, terms, strict=True)]
+        forget, retain = total_numbers(sums, self.device)
+        kept = {"loss_forget": forget} if phase.forget else {}
+        kept |= {"loss_retain": retain} if phase.retain else {}
         if not all(map(math.isfinite, kept.values())):
             raise NotFiniteError(f"the loss is not finite at step {index + 1} of {self.total}: {kept}")
         return kept | self._update(phase, curvature)
 
+    def _backward(
+        self,
+        phase: Phase,
+        share: Share,
+        index: int,
+        rows: Sequence[Prompted],
+        counts: tuple[Counts, Counts],
+        curvature: GaussNewtonBartlett | None,
+    ) -> list[float]:
+        """Add the gradients of this process's rows of one micro-batch.  Returns their forget and retain loss."""
+        n = len(share.forget)
+        own = [rows[i] for i in share.forget] + [self.data.retain[i] for i in share.retain]
+        batch = collate(own or [NOTHING]).to(self.device)
+        logits = self._logits(batch)
+        if curvature is not None:
+            curvature.add(logits, *self._labels(phase, share, batch, index))
+            if self.sharded:  # the estimate's backward has used that forward up
+                logits = self._logits(batch)
+        logps = sum_by(token_logps(logits, batch.targets), batch.owner, batch.answers)
+        tokens = torch.bincount(batch.owner, minlength=batch.answers)
+        terms = [0 * logps.sum()] * 2  # what stays where there are no such rows
+        if share.forget:
+            uses = self.method.uses_reference
+            reference = logps.new_tensor([self.data.reference[i] for i in share.forget]) if uses else None
+            terms[0] = self.method.forget_loss(Answers(logps[:n], tokens[:n], reference), counts[0])
+        if share.retain:
+            terms[1] = self.method.retain_loss(Answers(logps[n:], tokens[n:], None), counts[1])
+        (terms[0] + phase.retain_weight * terms[1]).backward()
+        return [float(t.detach()) for t in terms]
+
+    def _logits(self, batch: Batch) -> Tensor:
+        with autocast(self.device, self.config.precision):
+            return self.model(batch)
+
     def _update(self, phase: Phase, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
+        if not self.sharded:
+            total_gradients(self.params)
         grads = [p.grad for p in self.params if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads))
-        if not math.isfinite(norm):
-            raise NotFiniteError(f"the gradient norm is {norm}")
-        ratio = min(1.0, self.config.clip / (norm + 1e-6)) if self.config.clip else 1.0
+        size = norm(grads, self.params[0])
+        if not math.isfinite(size):
+            raise NotFiniteError(f"the gradient norm is {size}")
+        ratio = min(1.0, self.config.clip / (size + 1e-6)) if self.config.clip else 1.0
         if ratio < 1.0:
-            torch._foreach_mul_(grads, ratio)
+            torch._foreach_mul_([local(g) for g in grads], ratio)
         if curvature is not None:
             phase.optimizer.update_hessian(curvature.estimates())  # type: ignore[attr-defined]
         phase.optimizer.step()
         phase.optimizer.zero_grad()
-        return {"grad_norm": norm, "clip_factor": ratio, **getattr(phase.optimizer, "stats", {})}
+        return {"grad_norm": size, "clip_factor": ratio, **getattr(phase.optimizer, "stats", {})}
 
     def _curvature(self, index: int) -> GaussNewtonBartlett | None:
         if isinstance(self.optim, SoulConfig) and index % self.optim.hessian_every == 0:
-            return GaussNewtonBartlett(self.params, self.seed, index)
+            return GaussNewtonBartlett(self.params)
         return None
 
-    def _hessian_tokens(self, is_forget: Tensor) -> Tensor:
-        """Which tokens take part in the curvature.  A phase that has only the other kind uses what it has."""
+    def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """What the curvature needs beside logits: which tokens take part, and the number each label is drawn from.
+
+        A phase that has only the kind of rows that optim.hessian_data leaves out uses what it has.
+        """
         assert isinstance(self.optim, SoulConfig)
-        if self.optim.hessian_data is HessianData.both or is_forget.all() or not is_forget.any():
-            return torch.ones_like(is_forget)
-        return is_forget if self.optim.hessian_data is HessianData.forget else ~is_forget
+        both_kinds = phase.forget and phase.retain and self.data.retain
+        wanted = self.optim.hessian_data if both_kinds else HessianData.both
+        keep = [wanted is not HessianData.retain] * len(share.forget)
+        keep += [wanted is not HessianData.forget] * len(share.retain)
+        owner = batch.owner.cpu()
+        sizes = torch.bincount(owner, minlength=batch.answers)
+        positions = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
+        keys = torch.tensor(share.keys or (0,))[owner]
+        kept = torch.tensor(keep or [False])[owner]
+        return kept.to(self.device), uniforms(self.seed, index, keys, positions).to(self.device)
 
     @staticmethod
     def _counts(rows: list[Prompted]) -> Counts:
@@ -275,49 +319,7 @@ class Trainer:
         return f"The state after step {len(saved['records'])} is kept in {work / 'checkpoint'}"
 
     def _save(self, work: Path, records: list[dict[str, Any]]) -> None:
-        """A checkpoint is a folder of safetensors and JSON, put in place by a rename."""
-        folder = work / ".checkpoint"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        tensors = {f"param.{i}": p.detach().contiguous() for i, p in enumerate(self.params)}
-        tensors["rng"] = torch.get_rng_state()
-        groups, scalars = [], {}
-        for k, phase in enumerate(self.phases):
-            state = phase.optimizer.state_dict()
-            groups.append(state["param_groups"])
-            for i, values in state["state"].items():
-                for name, value in values.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"state.{k}.{i}.{name}"] = value.contiguous()
-                    else:
-                        scalars[f"state.{k}.{i}.{name}"] = value
-        save_file(tensors, folder / "tensors.safetensors")
-        write_text(folder / "state.json", json.dumps({"groups": groups, "scalars": scalars, "records": records}))
-        publish(folder, work / "checkpoint")
+        checkpoint.save(work, self.params, [phase.optimizer for phase in self.phases], records)
 
     def _resume(self, work: Path) -> list[dict[str, Any]]:
-        folder = work / "checkpoint"
-        if not (folder / "state.json").is_file():
-            return []
-        saved = json.loads((folder / "state.json").read_text())
-        tensors = load_file(folder / "tensors.safetensors")
-        with torch.no_grad():
-            for i, p in enumerate(self.params):
-                p.copy_(tensors.pop(f"param.{i}"))
-        torch.set_rng_state(tensors.pop("rng"))
-        for k, phase in enumerate(self.phases):
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in [*tensors.items(), *saved["scalars"].items()]:
-                _, owner, i, name = key.split(".", 3)
-                if int(owner) == k:
-                    state.setdefault(int(i), {})[name] = value
-            fresh = phase.optimizer.state_dict()["param_groups"]
-            groups = [_retype(old, new) for old, new in zip(saved["groups"][k], fresh, strict=True)]
-            phase.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return saved["records"]
-
-
-def _retype(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
-    same = {k for k in saved if json.loads(json.dumps(fresh.get(k))) == saved[k]}
-    return {k: fresh[k] if k in same and k in fresh else v for k, v in saved.items()}
+        return checkpoint.load(work, self.params, [phase.optimizer for phase in self.phases])

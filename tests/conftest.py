@@ -72,5 +72,5 @@ def tiny_lm() -> Callable[..., Any]:
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses stay in the model's float64, where the package would compute them in float32."""
+    """transformers' own losses stay in the model's float64 too, where it would compute them in float32."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)

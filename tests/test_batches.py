@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_cli.data.batches import by_length, collate, cycle, epoch_batches, plan_epoch
+from soul_cli.data.batches import Step, by_length, collate, cycle, epoch_batches, plan_epoch, shares
 from soul_cli.losses import token_logps
 from soul_cli.models import AnswerModel
 from soul_cli.types import Batch, Prompted
@@ -60,7 +60,6 @@ def test_targets_are_the_answers_in_order(some: list[Prompted], score_prompt: bo
     assert batch.answers == len(expected)
 
 
-@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("score_prompt", [False, True])
 def test_packed_answers_score_as_alone(tiny_lm: Callable[..., Any], score_prompt: bool):
     model = AnswerModel(tiny_lm(torch.float64, spread=0.3))
@@ -200,3 +199,33 @@ def test_cycle_is_one_sequence_wherever_it_is_entered(n: int, start: int, count:
 def test_passes_over_the_retain_rows_differ():
     passes = [cycle(24, lap * 24, 24, 0) for lap in range(3)]
     assert passes[0] != passes[1] != passes[2]
+
+
+# --- several processes -------------------------------------------------------------------------------------
+
+
+def test_shares_by_hand():
+    step = Step((((4, 7, 9), (1, 2, 1)), ((5,), (4,))))
+    first, second = (shares(step, rank, 2, forget=True, retain=True) for rank in range(2))
+    assert [(s.forget, s.retain) for s in first] == [((4, 9), (2,)), ((5,), ())]
+    assert [(s.forget, s.retain) for s in second] == [((7,), (1, 1)), ((), (4,))]
+    assert len({k for s in (*first, *second) for k in s.keys}) == 8  # the two times of retain row 1 have each their own
+    (only,) = shares(Step((((4,), (1,)),)), 1, 2, forget=True, retain=False)
+    assert (only.forget, only.retain, only.keys) == ((), (), ())
+
+
+@given(world=st.integers(1, 5), size=st.integers(1, 4), n=st.integers(1, 9), kind=st.sampled_from("fr+"))
+def test_shares_are_the_micro_batches_dealt_out(world: int, size: int, n: int, kind: str):
+    options = {"forget": kind != "r", "retain": kind != "f"}
+    for step in plan_epoch(lengths_of[n], lengths_of[3], size=size, accumulation=2, seed=0, epoch=0):
+        parts = [shares(step, rank, world, **options) for rank in range(world)]
+        whole = shares(step, 0, 1, **options)
+        for (f, r), all_, *own in zip(step.micro, whole, *parts, strict=True):
+            assert (all_.forget, all_.retain) == (f if options["forget"] else (), r if options["retain"] else ())
+            assert sorted(i for s in own for i in s.forget) == sorted(all_.forget)
+            assert sorted(i for s in own for i in s.retain) == sorted(all_.retain)
+            sizes = [len(s.keys) for s in own]
+            assert max(sizes) - min(sizes) <= 1
+            named = dict(zip(all_.keys, (*all_.forget, *all_.retain), strict=True))  # a key means the same row anywhere
+            assert len(named) == len(all_.keys)
+            assert all(named[k] == i for s in own for k, i in zip(s.keys, (*s.forget, *s.retain), strict=True))

@@ -24,10 +24,12 @@ def task(*overrides: str) -> Copyright:
 
 
 def test_split_by_hand():
-    question, answer = split_chunk(TEXT, 20, SEEN, 5) or ("", "")
-    assert question == f"{SEEN[1]}\n" + " ".join(f"w{i}" for i in range(1, 21))
+    question, answer = split_chunk(TEXT, 20, SEEN) or ("", "")
+    wording, words = question.split("\n")
+    assert wording in SEEN
+    assert words == " ".join(f"w{i}" for i in range(1, 21))
     assert answer == "w21 w22 w23 w24 w25 w26 w27 w28 w29 w30"
-    assert split_chunk(TEXT, 21, SEEN, 0) is None  # nine words would be left, LEAST is 10
+    assert split_chunk(TEXT, 21, SEEN) is None  # nine words would be left, LEAST is 10
     assert LEAST == 10
 
 
@@ -39,7 +41,7 @@ def test_embedded_books(cache_dir: Path):
     assert "The Salt Ledger" in data.system_prompt
     prompts = [qa.question.split("\n")[0] for qa in data.forget]
     assert set(prompts) == set(SEEN)
-    assert prompts[:4] == list(SEEN)
+    assert min(prompts.count(s) for s in SEEN) > 15
     told = " ".join(qa.answer for qa in data.full)
     assert not any(qa.answer[-60:] in told for qa in data.splits["heldout_text"])
 
@@ -125,7 +127,9 @@ def test_rows(rows: list[Row]):
     assert [(r["prompt_words"], r["wording"], r["index"]) for r in forget] == [
         (5, "seen", 0), (5, "unseen", 0), (20, "seen", 0), (20, "unseen", 0),
     ]  # fmt: skip
-    assert [r["question"].split("\n")[0] for r in forget] == [SEEN[0], UNSEEN[0]] * 2
+    wordings = [r["question"].split("\n")[0] for r in forget]
+    assert wordings == wordings[:2] * 2  # a chunk meets the same wordings at every length
+    assert (wordings[0] in SEEN, wordings[1] in UNSEEN) == (True, True)
     for row in forget:
         assert (row["question"].split("\n")[1] + " " + row["gold"]).split() == (
             "the lamp of the author was born in low tide " * 3

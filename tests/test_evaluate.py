@@ -52,7 +52,6 @@ def test_score_is_the_loss_of_the_whole_model(tiny_lm: Callable[..., Any]):
             assert prompt.logps == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.mark.usefixtures("exact")
 def test_score_does_not_depend_on_budget_or_order(tiny_lm: Callable[..., Any]):
     model = AnswerModel(tiny_lm(torch.float64, spread=0.3))
     together = score(model, GROUPS, budget=1000)

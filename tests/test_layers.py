@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "soul_cli"
 LAYERS = [
-    {"types", "losses", "metrics", "cache"},
-    {"data", "optim", "methods", "screen"},
+    {"types", "losses", "metrics", "cache", "distributed"},
+    {"data", "optim", "methods", "screen", "checkpoint"},
     {"models"},
     {"train", "evaluate"},
     {"base_models", "tasks"},

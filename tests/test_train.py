@@ -16,11 +16,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from soul_cli.data.batches import Share, collate
 from soul_cli.evaluate.likelihood import score
 from soul_cli.methods import GA, NPO, PO, Answers, Counts, Finetune, GradDiff, Method, Normalize
 from soul_cli.models import AnswerModel
 from soul_cli.optim.build import AdamW, HessianData, Mode, Muon, Optim, SoulConfig, SoulReleasedConfig
-from soul_cli.train import NotFiniteError, TrainConfig, TrainData, Trainer, factor
+from soul_cli.train import NotFiniteError, Phase, TrainConfig, TrainData, Trainer, factor
 from soul_cli.types import Prompted, UserError
 
 MakeLM = Callable[..., Any]
@@ -59,6 +60,7 @@ def rows(count: int, seed: int) -> list[Prompted]:
 
 
 FORGET, RETAIN = rows(6, seed=1), rows(11, seed=2)
+CPU = Accelerator(cpu=True)
 
 
 def silent(done: int, total: int, record: dict[str, float]) -> None:
@@ -80,7 +82,7 @@ def train(
     if method.uses_reference:
         reference = [sum(s[0].logps) for s in score(AnswerModel(lm), FORGET, budget=99)]
     data = TrainData(forget if callable(forget) else lambda epoch: forget, retain, reference)
-    return Trainer(lm, data, method, optim, settings or config(), 3, Accelerator(cpu=True)).train(work, progress)
+    return Trainer(lm, data, method, optim, settings or config(), 3, CPU).train(work, progress)
 
 
 def weights(lm: Any) -> Tensor:
@@ -146,8 +148,7 @@ def test_graddiff_step_is_that_of_plain_pytorch(tiny_lm: MakeLM, tmp_path: Path,
     torch.testing.assert_close(weights(lm), weights(plain), rtol=0, atol=1e-9 if not clip else 1e-6)
 
 
-@pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("optim", [ADAMW, RELEASED], ids=lambda o: o.name)
+@pytest.mark.parametrize("optim", [ADAMW, soul(every=1), RELEASED], ids=lambda o: o.name)
 @pytest.mark.parametrize("method", [GRADDIFF, NPO_SUM, PO("po", 1.0), Finetune("finetune")], ids=lambda m: m.name)
 def test_accumulation_is_a_larger_batch(tiny_lm: MakeLM, tmp_path: Path, method: Method, optim: Optim):
     """Four rows an epoch: 2 x 2 and 1 x 4 take the same rows a step, of different lengths, in different company."""
@@ -217,18 +218,23 @@ def test_forget_rows_are_those_of_the_epoch(tiny_lm: MakeLM, tmp_path: Path):
 
 
 def test_hessian_tokens(tiny_lm: MakeLM):
-    def chosen(data: HessianData, tokens: list[bool]) -> list[bool]:
+    def kept(data: HessianData, share: Share, *, both: bool = True) -> list[bool]:
+        """Whether each row of a share takes part."""
         optim = soul()
         optim.hessian_data = data
-        rows_ = TrainData(lambda epoch: FORGET, RETAIN)
-        trainer = Trainer(tiny_lm(), rows_, GRADDIFF, optim, config(), 0, Accelerator(cpu=True))
-        return trainer._hessian_tokens(torch.tensor(tokens)).tolist()
+        trainer = Trainer(tiny_lm(), TrainData(lambda epoch: FORGET, RETAIN), GRADDIFF, optim, config(), 0, CPU)
+        phase = Phase(both or bool(share.forget), both or bool(share.retain), trainer.phases[0].optimizer, 0.0, 1.0)
+        batch = collate([FORGET[i] for i in share.forget] + [RETAIN[i] for i in share.retain])
+        keep, u = trainer._labels(phase, share, batch, index=0)
+        assert len(u.unique()) == len(keep)
+        return [bool(keep[batch.owner == i].unique()) for i in range(batch.answers)]
 
-    mixed = [True, False, True]
-    assert chosen(HessianData.both, mixed) == [True, True, True]
-    assert chosen(HessianData.forget, mixed) == mixed
-    assert chosen(HessianData.retain, mixed) == [False, True, False]
-    assert chosen(HessianData.retain, [True, True]) == [True, True]  # an alternating phase has one kind only
+    mixed, alone = Share((0, 1), (2,), (0, 2, 5)), Share((), (1, 2), (3, 5))
+    assert kept(HessianData.both, mixed) == [True, True, True]
+    assert kept(HessianData.forget, mixed) == [True, True, False]
+    assert kept(HessianData.retain, mixed) == [False, False, True]
+    assert kept(HessianData.forget, alone) == [False, False]  # the forget rows are with another process
+    assert kept(HessianData.forget, alone, both=False) == [True, True]  # an alternating phase has one kind only
 
 
 def test_curvature_is_renewed_every_k_steps(tiny_lm: MakeLM, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -126,3 +127,35 @@ def plan_epoch(
     else:
         micro = [((), tuple(batch)) for batch in epoch_batches(retain, size, seed, epoch)]
     return [Step(tuple(micro[i : i + accumulation])) for i in range(0, len(micro), accumulation)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of a micro-batch: indices of forget and of retain rows, possibly none at all.
+
+    keys name the rows in that order within their step.  They are the same whichever process or micro-batch has a row.
+    """
+
+    forget: tuple[int, ...]
+    retain: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+def shares(step: Step, rank: int, world: int, *, forget: bool, retain: bool) -> list[Share]:
+    """One process's share of each micro-batch: its rows are dealt out in turn, forget rows first.
+
+    forget, retain: whether such rows take part.
+    """
+    met: Counter[tuple[int, int]] = Counter()
+    dealt = []
+    for f, r in step.micro:
+        rows = [(0, i) for i in f if forget] + [(1, i) for i in r if retain]
+        keys = []
+        for kind, i in rows:
+            # a retain row may come twice in one step, where one pass over the rows ends and the next begins
+            keys.append(met[kind, i] << 40 | i << 1 | kind)
+            met[kind, i] += 1
+        mine = rows[rank::world]
+        picked = [tuple(i for kind, i in mine if kind == wanted) for wanted in (0, 1)]
+        dealt.append(Share(picked[0], picked[1], tuple(keys[rank::world])))
+    return dealt

@@ -2,42 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from soul_cli.losses import token_logps
+from soul_cli.distributed import local, sharded, total, total_each
+from soul_cli.losses import token_logps, wide
+
+CHUNK = 256  # tokens whose distributions stand in float64 at a time
+
+
+def scramble(*keys: Any) -> NDArray[np.uint64]:
+    """A hash of integers, or element-wise of arrays of them: splitmix64's mixing (Steele et al. 2014) after each key.
+
+    Equal keys give equal values on every machine; no key needs the others of its array.
+    """
+    mixed = np.zeros(1, np.uint64)
+    for key in keys:
+        mixed = mixed + np.asarray(key, np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed
+
+
+def uniforms(seed: int, step: int, rows: Tensor, positions: Tensor) -> Tensor:
+    """One number in [0, 1) a token, float64 (T,): a function of seed, step, row key and position in the answer alone.
+
+    So the labels drawn from them depend neither on how rows are dealt to micro-batches or processes nor on what was
+    drawn before.  rows, positions: (T,) int64 on the CPU.
+    """
+    return torch.from_numpy((scramble(seed, step, rows.numpy(), positions.numpy()) >> np.uint64(11)) * 2.0**-53)
+
+
+def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
+    """Labels ~ softmax(logits) by inverting the distribution function at u.  logits (T, V), u (T,) -> (T,) int64."""
+    precise = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+    labels = []
+    for some, at in zip(logits.detach().split(CHUNK), u.to(logits.device, precise).split(CHUNK), strict=True):
+        heights = some.softmax(-1, dtype=precise).cumsum(-1)
+        # the last height is 1 but for rounding
+        labels.append(torch.searchsorted(heights, at[:, None] * heights[:, -1:], right=True).squeeze(1))
+    return torch.cat(labels).clamp(max=logits.shape[1] - 1)
 
 
 class GaussNewtonBartlett:
     """h = B * g * g, where g is the gradient of the mean CE to labels sampled from the model, B tokens.
 
-    E[h] over the labels is the diagonal of the Gauss-Newton matrix of the mean CE.  It reuses the logits of a
-    forward already done: one extra backward, no extra forward.  Labels come from a generator of their own,
-    seeded by (seed, step), so that a resumed run samples what an uninterrupted one would.
+    E[h] over the labels is the diagonal of the Gauss-Newton matrix of the mean CE.  Tokens and gradients are those of
+    all micro-batches and all processes together: they are summed before they are squared.
+
+    Whole parameters: it reuses the logits of a forward already done, one extra backward and no extra forward.
+    Sharded ones (FSDP2): gradients are reduced by hooks of backward(), which torch.autograd.grad does not run, and a
+    forward serves one backward.  There the logits must come from a forward of their own, before the step's, and all
+    ranks must take part in each `add`, with or without tokens; gradients already in .grad are put back.
     """
 
-    def __init__(self, params: list[Tensor], seed: int, step: int):
+    def __init__(self, params: Sequence[Tensor]):
         self.params = params
-        self.tokens = 0
-        self.sums: list[Tensor] = [torch.zeros_like(p, dtype=torch.float32) for p in params]
-        self.generator = torch.Generator(device=params[0].device)
-        self.generator.manual_seed((seed * 1_000_003 + step) % (1 << 63))
+        self.sharded = sharded(params[0])
+        self.tokens = torch.zeros((), dtype=torch.int64, device=params[0].device)
+        self.sums = [torch.zeros_like(wide(local(p.detach()))) for p in params]
 
-    def add(self, logits: Tensor, keep: Tensor) -> None:
-        """Add one micro-batch: logits (T, V) with their graph, keep (T,) bool: tokens that take part."""
-        if not bool(keep.any()):
-            return
+    def add(self, logits: Tensor, keep: Tensor, u: Tensor) -> None:
+        """Add one micro-batch: logits (T, V) with their graph, keep (T,) bool: tokens that take part, u (T,)."""
         chosen = logits[keep]
-        labels = torch.multinomial(chosen.detach().float().softmax(-1), 1, generator=self.generator).squeeze(1)
-        loss = -token_logps(chosen, labels).sum()
-        grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
-        for total, grad in zip(self.sums, grads, strict=True):
+        loss = -token_logps(chosen, sample_labels(chosen, u.to(keep.device)[keep])).sum()
+        for part, grad in zip(self.sums, self._gradients(loss), strict=True):
             if grad is not None:
-                total.add_(grad)
-        self.tokens += len(labels)
+                part.add_(local(grad))
+        self.tokens += len(chosen)
+
+    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        if not self.sharded:
+            return list(torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True))
+        before = [p.grad for p in self.params]
+        for p in self.params:
+            p.grad = None
+        loss.backward()
+        grads = [p.grad for p in self.params]
+        for p, grad in zip(self.params, before, strict=True):
+            p.grad = grad
+        return grads
 
     def estimates(self) -> dict[Tensor, Tensor]:
-        """Parameter -> estimate of the same shape.  (sum / B)^2 * B = sum^2 / B."""
-        if not self.tokens:
+        """Parameter -> estimate of the same shape (of its shard).  (sum / B)^2 * B = sum^2 / B.  Call it once."""
+        tokens = int(total(self.tokens))
+        if not tokens:
             raise ValueError("no token took part in the curvature estimate")
-        return {p: total.square_().div_(self.tokens) for p, total in zip(self.params, self.sums, strict=True)}
+        if not self.sharded:
+            total_each(self.sums)
+        return {p: part.square_().div_(tokens) for p, part in zip(self.params, self.sums, strict=True)}

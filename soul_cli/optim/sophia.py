@@ -1,6 +1,7 @@
 """Sophia's clipped second-order step, in two forms: SOUL's Algorithm 1 and the recursion of its released code.
 
-The arithmetic stands in two free functions; the classes own groups and state.
+The arithmetic stands in two free functions; the classes own groups and state.  It acts on each coordinate by itself, so
+on sharded parameters each process steps its own part; what is logged or calibrated counts the coordinates of all.
 
 References
     SOUL: Jia et al., EMNLP 2024 (Algorithm 1, eq. 11).  Sophia: Liu et al., ICLR 2024 (arXiv:2305.14342).
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from soul_cli.distributed import all_values, every, local, norm, over_shards
+from soul_cli.losses import wide
 
 SAMPLE = 1 << 20  # coordinates looked at when rho is calibrated
 
@@ -70,13 +74,15 @@ class SecondOrder(Optimizer):
         states = (self.state[p] for group in self.param_groups for p in group["params"] if p in self.state)
         return [s for s in states if "m" in s]
 
-    def _measure(self, unclipped: Iterable[Tensor]) -> None:
-        states = self._states()
-        active = sum(int((s["m"] != 0).sum()) for s in states)
+    def _measure(self, unclipped: list[Tensor]) -> None:
+        """unclipped: counts, one a parameter, of this process's coordinates."""
+        m, h = ([s[key] for s in self._states()] for key in "mh")
+        counts = torch.stack([sum(unclipped), sum((local(x) != 0).sum() for x in m)])  # type: ignore[list-item]
+        free, active = over_shards(counts, m[0]).tolist()
         self.stats = {
-            "unclipped_share": sum(int(u) for u in unclipped) / max(1, active),
-            "m_norm": float(torch.stack([s["m"].float().norm() for s in states]).norm()),
-            "h_l1": float(sum(s["h"].float().abs().sum() for s in states)),
+            "unclipped_share": free / max(1, active),
+            "m_norm": norm(m, m[0]),
+            "h_l1": float(over_shards(sum(wide(local(x)).abs().sum() for x in h), h[0])),  # type: ignore[arg-type]
         }
 
 
@@ -108,14 +114,17 @@ class Soul(SecondOrder):
 
     @torch.no_grad()
     def update_hessian(self, estimates: dict[Tensor, Tensor]) -> None:
-        """h = beta2 h + (1 - beta2) estimate; the first estimate starts h.  estimates: parameter -> same shape."""
+        """h = beta2 h + (1 - beta2) estimate; the first estimate starts h.
+
+        estimates: parameter -> same shape; for a sharded parameter, the shape of this process's part.
+        """
         for group in self.param_groups:
             for p in group["params"]:
                 if p not in estimates:
                     continue
                 first = "m" not in self.state[p]
                 _, h = self._state(p)
-                h.lerp_(estimates[p].to(h.dtype), 1.0 if first else 1 - group["betas"][1])
+                local(h).lerp_(estimates[p].to(h.dtype), 1.0 if first else 1 - group["betas"][1])
             group["calibrate"] = group["share"] is not None
 
     @torch.no_grad()
@@ -126,7 +135,8 @@ class Soul(SecondOrder):
                 if p.grad is not None:
                     if "m" not in self.state[p]:
                         raise RuntimeError("Soul.step before the first update_hessian")
-                    self.state[p]["m"].lerp_(p.grad.to(self.state[p]["m"].dtype), 1 - group["betas"][0])
+                    m = local(self.state[p]["m"])
+                    m.lerp_(local(p.grad).to(m.dtype), 1 - group["betas"][0])
         if self.param_groups[0]["calibrate"]:
             rho = self._calibrated(self.param_groups[0]["share"])
             for group in self.param_groups:
@@ -136,26 +146,29 @@ class Soul(SecondOrder):
             options = {k: group[k] for k in ("lr", "rho", "eps", "weight_decay")}
             for p in group["params"]:
                 if p.grad is not None:
-                    unclipped.append(soul_step_(p, *self._state(p), **options))
+                    unclipped.append(soul_step_(local(p), *map(local, self._state(p)), **options))
         self._measure(unclipped)
         self.stats["rho"] = float(self.param_groups[0]["rho"])
 
     def _calibrated(self, share: float) -> float:
         """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0.
 
+        It lies half-way between two of them, so that rounding does not decide on which side one is.
         Where h is 0 no rho unclips: such coordinates take the full step and do not enter the quantile.
+        The sample counts coordinates of whole tensors, so that it is the same however they are sharded.
         """
         states = self._states()
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
         ratios = []
         for s in states:
-            m, h = s["m"].flatten()[::stride].float().abs(), s["h"].flatten()[::stride].float()
+            m, h = wide(every(s["m"], stride)).abs(), wide(every(s["h"], stride))
             seen = (m > 0) & (h > 0)
             ratios.append(m[seen] / h[seen])
-        values = torch.cat(ratios).sort().values
+        values = all_values(torch.cat(ratios), states[0]["m"]).sort().values
         if not len(values):
             return 1.0  # no curvature anywhere: every rho gives the same step
-        return float(values[min(len(values) - 1, int(share * len(values)))])
+        above = min(len(values) - 1, int(share * len(values)))
+        return float(values[max(0, above - 1) : above + 1].mean())
 
 
 class SoulReleased(SecondOrder):
@@ -181,7 +194,7 @@ class SoulReleased(SecondOrder):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    m, h = self._state(p)
-                    grad, options = p.grad.to(m.dtype), {k: group[k] for k in ("lr", "weight_decay")}
-                    unclipped.append(soul_released_step_(p, grad, m, h, group=group, **options))
+                    m, h = map(local, self._state(p))
+                    grad, options = local(p.grad).to(m.dtype), {k: group[k] for k in ("lr", "weight_decay")}
+                    unclipped.append(soul_released_step_(local(p), grad, m, h, group=group, **options))
         self._measure(unclipped)

@@ -1,7 +1,7 @@
 """Copyright removal: a model that recites a book must stop (SOUL, section 5 and Table 2).
 
 A chunk of a book becomes *instruction + first words -> continuation*.  Training uses the shortest prompt (the longer
-ones are prefixes of the same text) under four wordings in turn; two wordings more are for evaluation only.
+ones are prefixes of the same text) under one of four wordings; two wordings more are for evaluation only.
 Deviation from the paper: chunks are counted in words, not tokens, so that every model sees the same chunks.
 """
 
@@ -119,7 +119,7 @@ class Copyright:
 
     def _training_rows(self, chunks: list[Chunk], kind: str) -> list[QA]:
         shortest = self.prompt_words[0]
-        parts = (split_chunk(c.text, shortest, SEEN, i) for i, c in enumerate(chunks))
+        parts = (split_chunk(c.text, shortest, SEEN) for c in chunks)
         rows = [QA(*p) for p in parts if p is not None]
         if not rows:
             raise UserError(
@@ -172,7 +172,7 @@ class Copyright:
         for words in self.prompt_words:
             for wording, texts in wordings.items():
                 for i, item in enumerate(items):
-                    if (parts := split_chunk(item.answer, words, texts, i)) is not None:
+                    if (parts := split_chunk(item.answer, words, texts)) is not None:
                         rows.append({"split": split, "index": i, "prompt_words": words, "wording": wording,
                                      "question": parts[0], "gold": parts[1]})  # fmt: skip
         pairs = [encoder.pair(r["question"], r["gold"]) for r in rows]
@@ -202,12 +202,16 @@ class Copyright:
         return [*copyright_metrics.headline(self.prompt_words), *general_metrics.HEADLINE]
 
 
-def split_chunk(text: str, words: int, wordings: tuple[str, ...], index: int) -> tuple[str, str] | None:
-    """-> (instruction and the first `words` words, the rest); None where less than LEAST words would be left."""
+def split_chunk(text: str, words: int, wordings: tuple[str, ...]) -> tuple[str, str] | None:
+    """-> (instruction and the first `words` words, the rest); None where less than LEAST words would be left.
+
+    Which of the wordings it is, is a function of the text: a chunk meets the same one wherever it stands.
+    """
     parts = text.split(" ")
     if len(parts) < words + LEAST:
         return None
-    return f"{wordings[index % len(wordings)]}\n{' '.join(parts[:words])}", " ".join(parts[words:])
+    wording = wordings[int(digest(text), 16) % len(wordings)]
+    return f"{wording}\n{' '.join(parts[:words])}", " ".join(parts[words:])
 
 
 def add_scores(row: Row, gold_ids: list[int], ids: list[int], encoder: Encoder) -> None:

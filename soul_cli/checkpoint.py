@@ -1,0 +1,122 @@
+"""Checkpoints of a training run: a folder of tensors and JSON, put in place by a rename.
+
+The tensors of whole parameters are one safetensors file, those of sharded ones a folder of torch.distributed.checkpoint
+to which every process writes its part.  Either is read into either, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from soul_cli.cache import publish, write_text
+from soul_cli.distributed import control, main, once, sharded
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], records: list[dict[str, Any]]) -> None:
+    """Write work/checkpoint.  All processes call it."""
+    folder = work / ".checkpoint"
+    tensors, scalars, groups = _flatten(params, optimizers)
+    once(lambda: _empty(folder))
+    if sharded(params[0]):
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(tensors, checkpoint_id=folder, process_group=control())
+    elif main():
+        save_file(tensors, folder / TENSORS)
+
+    def finish() -> None:
+        write_text(folder / STATE, json.dumps({"groups": groups, "scalars": scalars, "records": records}))
+        publish(folder, work / "checkpoint")
+
+    once(finish)
+
+
+def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Put the state of work/checkpoint in place and return its records; without one, none.  All processes call it."""
+    folder = work / "checkpoint"
+    if not once((folder / STATE).is_file):
+        return []
+    saved = json.loads((folder / STATE).read_text())
+    tensors = _read(folder, params[0])
+    with torch.no_grad():
+        for i, p in enumerate(params):
+            p.copy_(tensors.pop(f"param.{i}"))
+    for k, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in [*tensors.items(), *saved["scalars"].items()]:
+            _, owner, i, name = key.split(".", 3)
+            if int(owner) == k:
+                state.setdefault(int(i), {})[name] = value
+        fresh = optimizer.state_dict()["param_groups"]
+        groups = [_retype(old, new) for old, new in zip(saved["groups"][k], fresh, strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return saved["records"]
+
+
+def _flatten(
+    params: Sequence[Tensor], optimizers: Sequence[Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Any], list[Any]]:
+    """-> tensors by name, other state by name, and the optimizers' groups."""
+    tensors = {f"param.{i}": p.detach().contiguous() for i, p in enumerate(params)}
+    groups, scalars = [], {}
+    for k, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        groups.append(state["param_groups"])
+        for i, values in state["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"state.{k}.{i}.{name}"] = value.contiguous()
+                else:
+                    scalars[f"state.{k}.{i}.{name}"] = value
+    return tensors, scalars, groups
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, sharded where parameters such as `like` are."""
+    if (folder / TENSORS).is_file():
+        whole = load_file(folder / TENSORS)
+        return {name: _sharded_as(like, t) if sharded(like) and t.ndim else t for name, t in whole.items()}
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.FileSystemReader(folder)
+    stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {name: _space(like, entry.size, entry.properties.dtype) for name, entry in stored.items()}
+    dcp.load(tensors, storage_reader=reader, process_group=control())
+    return tensors
+
+
+def _sharded_as(like: Any, whole: Tensor) -> Tensor:
+    """A tensor that every process has whole, sharded as `like`."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _space(like: Any, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    if not (sharded(like) and size):
+        return torch.empty(size, dtype=dtype)
+    from torch.distributed import tensor
+
+    return tensor.empty(*size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
+
+
+def _retype(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
+    same = {k for k in saved if json.loads(json.dumps(fresh.get(k))) == saved[k]}
+    return {k: fresh[k] if k in same and k in fresh else v for k, v in saved.items()}
