@@ -180,7 +180,7 @@ def caption(runs: list[Run], layout: Layout) -> str:
     """What the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
     first = runs[0]
     of, metrics = first.config, first.content["models"]["original"]
-    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}']}" for k in DATA if of.get(f"task.{k}"))]
+    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}'] or 'embedded'}" for k in DATA if f"task.{k}" in of)]
     model = of.get("model.path") or of.get("task.target_model") or of["model.name"]
     template = of.get("task.template") or of.get("model.template")
     counts = []
