@@ -157,7 +157,8 @@ def _lines(long: pd.DataFrame, metrics: list[str]) -> list[Line]:
 
 def beside_paper(long: pd.DataFrame, layout: Layout, paper: Paper) -> Grid:
     """The paper's columns only, ours and the paper's number side by side, for every row that either has."""
-    columns = [(g.title, c) for g in layout.groups for c in g.columns if c.paper]
+    printed = {name for row in paper.rows.values() for name in row}
+    columns = [(g.title, c) for g in layout.groups for c in g.columns if c.paper in printed]
     ours = {(x.method, x.optim): x for x in _lines(long, [c.metric for _, c in columns])}
     goals = dict(zip(long.metric, long.goal, strict=True))
     heads, groups = [], []
