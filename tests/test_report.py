@@ -221,6 +221,7 @@ def test_paper_stands_beside_ours_in_our_units(tmp_path: Path) -> None:
     assert lines["retain-trained", ""].cells[at + 1] is None
     assert lines["po", "soul"].cells[at] is None  # the paper has it, we do not
     assert "another model" in beside.notes[0]
+    assert "wikitext_word_ppl" not in [h.metric for h in beside.heads]  # the paper has it for the other task
     assert sum(span for _, span in beside.groups) == len(beside.heads)
 
 

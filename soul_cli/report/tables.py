@@ -157,7 +157,8 @@ def _lines(long: pd.DataFrame, metrics: list[str]) -> list[Line]:
 
 def beside_paper(long: pd.DataFrame, layout: Layout, paper: Paper) -> Grid:
     """The paper's columns only, ours and the paper's number side by side, for every row that either has."""
-    columns = [(g.title, c) for g in layout.groups for c in g.columns if c.paper]
+    printed = {name for row in paper.rows.values() for name in row}
+    columns = [(g.title, c) for g in layout.groups for c in g.columns if c.paper in printed]
     ours = {(x.method, x.optim): x for x in _lines(long, [c.metric for _, c in columns])}
     goals = dict(zip(long.metric, long.goal, strict=True))
     heads, groups = [], []
@@ -180,7 +181,7 @@ def caption(runs: list[Run], layout: Layout) -> str:
     """What the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
     first = runs[0]
     of, metrics = first.config, first.content["models"]["original"]
-    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}']}" for k in DATA if of.get(f"task.{k}"))]
+    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}'] or 'embedded'}" for k in DATA if f"task.{k}" in of)]
     model = of.get("model.path") or of.get("task.target_model") or of["model.name"]
     template = of.get("task.template") or of.get("model.template")
     counts = []
