@@ -264,8 +264,7 @@ class Trainer:
         sizes = torch.bincount(owner, minlength=batch.answers)
         positions = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
         keys = torch.tensor(share.keys or (0,))[owner]
-        kept = torch.tensor(keep or [False])[owner]
-        return kept.to(self.device), uniforms(self.seed, index, keys, positions).to(self.device)
+        return torch.tensor(keep or [False])[owner], uniforms(self.seed, index, keys, positions)
 
     @staticmethod
     def _counts(rows: list[Prompted]) -> Counts:

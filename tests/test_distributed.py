@@ -340,6 +340,7 @@ def test_stopped_run_goes_on(pair: Pair, model: Path, tmp_path: Path, case: str,
     assert len(resumed[2]) < len(whole[2]) or not whole[2]  # it did not begin anew
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_sharded_checkpoint_is_read_by_one_process(pair: Pair, model: Path, tmp_path: Path) -> None:
     one = train(model, tmp_path / "one", "soul", "ddp")
     pair(stopped, model, tmp_path / "parts", "soul", "fsdp", 3)

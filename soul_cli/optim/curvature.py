@@ -69,9 +69,12 @@ class GaussNewtonBartlett:
         self.sums = [torch.zeros_like(wide(local(p.detach()))) for p in params]
 
     def add(self, logits: Tensor, keep: Tensor, u: Tensor) -> None:
-        """Add one micro-batch: logits (T, V) with their graph, keep (T,) bool: tokens that take part, u (T,)."""
-        chosen = logits[keep]
-        loss = -token_logps(chosen, sample_labels(chosen, u.to(keep.device)[keep])).sum()
+        """Add one micro-batch: logits (T, V) with their graph.
+
+        keep (T,) bool: which tokens take part; u (T,): see `uniforms`; both on the CPU.
+        """
+        chosen = logits[keep.to(logits.device)]
+        loss = -token_logps(chosen, sample_labels(chosen, u[keep])).sum()
         for part, grad in zip(self.sums, self._gradients(loss), strict=True):
             if grad is not None:
                 part.add_(local(grad))
