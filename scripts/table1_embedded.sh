@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 1 on the embedded benchmark, default settings: results/table1_tofu_embedded.{md,csv,png}
+# Table 1 on the embedded benchmark, default settings: results/table1_tofu_embedded*
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out=outputs/table1_embedded
 soul-unlearn -m output_dir=$out method=none,input_based

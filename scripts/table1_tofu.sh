@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The real TOFU data on the embedded architecture: results/table1_tofu_real.{md,csv,png}
+# The real TOFU data on the embedded architecture: results/table1_tofu_real*
 # usage: table1_tofu.sh FOLDER    a copy of the TOFU data set in the hub's layout
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out=outputs/table1_tofu

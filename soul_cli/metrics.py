@@ -148,6 +148,26 @@ def rouge_l_f1(gold: str, generated: str) -> float:
     return float(_scorer().score(gold, generated)["rougeL"].fmeasure)
 
 
+def bleu(gold: str, generated: str) -> float:
+    """BLEU of one generated text against the true one, 0-100: sacrebleu's corpus BLEU over this one pair (SOUL)."""
+    import sacrebleu
+
+    if not gold:
+        raise ValueError("gold is empty")
+    return float(sacrebleu.corpus_bleu([generated], [[gold]]).score)
+
+
+def longest_common_run(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest run of tokens that stands in both sequences without a gap."""
+    best = 0
+    other = np.asarray(b, dtype=np.int64)
+    runs = np.zeros(len(other) + 1, dtype=np.int64)  # runs[j + 1]: length of the run that ends at this token and b[j]
+    for token in a:
+        runs[1:] = np.where(other == token, runs[:-1] + 1, 0)
+        best = max(best, int(runs.max()))
+    return best
+
+
 def contains(gold: str, generated: str) -> float:
     """1.0 where the gold answer is a case-insensitive substring of the generated one, else 0.0."""
     if not gold:

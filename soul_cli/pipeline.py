@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from soul_cli import models
 from soul_cli.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.cache import Cache, code_digest, digest, read_json, write_text
 from soul_cli.config import RunConfig, plain
-from soul_cli.data.encode import Encoder
+from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
 from soul_cli.evaluate import general
 from soul_cli.evaluate.likelihood import score
@@ -118,16 +118,12 @@ class Pipeline:
         return ModelRef(str(self.cache.get("models", key, build)), digest(key))
 
     def _base_rows(self, model: EmbeddedModel) -> list[QA]:
-        """Facts, and generated authors for the style; no author of the benchmark."""
+        """Generated authors for the style, none of the benchmark, and what must be known beside it."""
         style = [r for author in generate_authors(model.style_authors, seed=0) for r in author["rows"]]
-        return [QA(r["question"], r["answer"]) for r in style] + self._facts() * model.fact_repeats
-
-    def _facts(self) -> list[QA]:
-        rows = [qa for name in ("real_authors", "world_facts") for qa in self.data.splits[name]]
-        return [QA(qa.question, qa.answer) for qa in rows]
+        return [QA(r["question"], r["answer"]) for r in style] + self.data.rehearsed * model.fact_repeats
 
     def _base_key(self, model: EmbeddedModel) -> dict[str, Any]:
-        settings = {k: v for k, v in plain(model).items() if k != "finetune"}
+        settings = {k: v for k, v in plain(model).items() if k != "finetune"} | {"template": self.template}
         rows = digest([(qa.question, qa.answer) for qa in [*self._base_rows(model), *self.data.retain]])
         return {"model": settings, "rows": rows, "seed": self.config.target_seed, **self._code(TRAINING)}
 
@@ -143,14 +139,14 @@ class Pipeline:
         return ModelRef(str(self.cache.get("models", key, build)), digest(key))
 
     def _finetune_rows(self, rows: list[QA]) -> list[QA]:
-        return rows + self._facts() if isinstance(self.config.model, EmbeddedModel) else rows
+        return rows + self.data.rehearsed if isinstance(self.config.model, EmbeddedModel) else rows
 
     def _finetune_key(self, base: ModelRef, rows: list[QA]) -> dict[str, Any]:
         model = self.config.model
         return {
             "base": base.digest,
             "rows": digest([(qa.question, qa.answer) for qa in rows]),
-            "template": [model.template, model.max_length, model.dtype],
+            "template": [self.template, model.max_length, model.dtype],
             "recipe": plain(model.finetune),
             "seed": self.config.target_seed,
             **self._code(TRAINING),
@@ -160,9 +156,10 @@ class Pipeline:
         self, base: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
     ) -> None:
         lm, encoder = self.load(base), self.encoder(base)
-        data = TrainData(forget=None, retain=[encoder.pair(qa.question, qa.answer) for qa in rows])
+        adapters = recipe.lora.attach(lm, self.config.target_seed) if recipe.lora else None
+        data = TrainData(forget=None, retain=Pairs(encoder, rows))
         self.train(lm, data, Finetune("finetune"), recipe.optim, recipe.train, self.config.target_seed, work, progress)
-        save(lm, encoder, out)
+        save(adapters.merge_and_unload() if adapters else lm, encoder, out)
 
     def train(
         self,
@@ -189,29 +186,32 @@ class Pipeline:
         return models.load(ref, self.accelerator.device, self.config.model.dtype)
 
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
-        model = self.config.model
-        return Encoder(models.load_tokenizer(ref), model.template, model.max_length, system)
+        return Encoder(models.load_tokenizer(ref), self.template, self.config.model.max_length, system)
+
+    @property
+    def template(self) -> str:
+        """The task's prompt template where it has one, else the model's."""
+        return self.config.task.template or self.config.model.template
 
     # --- data of the unlearning run ------------------------------------------------------------------------
 
     def unlearning_data(self, target: ModelRef, method: Method) -> TrainData:
         encoder = self.encoder(target)
-        forget = [encoder.pair(qa.question, qa.answer) for qa in self.data.forget]
-        retain = [encoder.pair(qa.question, qa.answer) for qa in self.data.retain] if method.uses_retain else []
+        forget = Pairs(encoder, self.data.forget)
+        retain = Pairs(encoder, self.data.retain if method.uses_retain else [])
         reference = self._reference_logps(target, forget) if method.uses_reference else []
         if not method.learns_refusal:
             return TrainData(lambda epoch: forget, retain, reference)
 
-        def refusals(epoch: int) -> list[Prompted]:
+        def refusals(epoch: int) -> Pairs:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             drawn = torch.randint(len(self.data.refusals), (len(forget),), generator=generator).tolist()
-            return [
-                encoder.pair(qa.question, self.data.refusals[i]) for qa, i in zip(self.data.forget, drawn, strict=True)
-            ]
+            asked = zip(self.data.forget, drawn, strict=True)
+            return Pairs(encoder, [QA(qa.question, self.data.refusals[i]) for qa, i in asked])
 
         return TrainData(refusals, retain, reference)
 
-    def _reference_logps(self, target: ModelRef, forget: list[Prompted]) -> list[float]:
+    def _reference_logps(self, target: ModelRef, forget: Sequence[Prompted]) -> list[float]:
         """Summed answer log-probabilities under the target model: constants, so computed once and kept."""
         key = {
             "model": target.digest,
@@ -252,7 +252,7 @@ class Pipeline:
         return {
             "model": ref.digest,
             "splits": splits,
-            "template": [model.template, model.max_length, model.dtype, system],
+            "template": [self.template, model.max_length, model.dtype, system],
             "eval": self.config.eval.identity(),
             **self._code(EVALUATION),
         }

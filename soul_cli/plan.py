@@ -28,6 +28,7 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     general = ", ".join(config.eval.lm_eval.names())
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
+        *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),

@@ -105,7 +105,8 @@ def show(folder: Path) -> None:
     """Print the table of a finished run and three answers side by side."""
     content = json.loads((folder / "metrics.json").read_text())
     models = content["models"]
-    title = f"{content['task']} · {content['method']} · {content['optim']} · seed {content['seed']}"
+    trained = [content["optim"], f"seed {content['seed']}"] if (folder / "train.jsonl").is_file() else []
+    title = " · ".join([content["task"], content["method"], *trained])
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     table.add_column("metric", no_wrap=True)
     for name in models:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ class TrainConfig:
 class TrainData:
     """What the loop reads.  forget(epoch) may differ between epochs (refusals are drawn anew)."""
 
-    forget: Callable[[int], list[Prompted]] | None
-    retain: list[Prompted]
+    forget: Callable[[int], Sequence[Prompted]] | None
+    retain: Sequence[Prompted]
     reference: list[float] = field(default_factory=list)  # per forget row, summed log-probability before unlearning
 
 
@@ -145,7 +145,7 @@ class Trainer:
 
     # --- one step ------------------------------------------------------------------------------------------
 
-    def _step(self, step: Step, index: int, rows: list[Prompted]) -> dict[str, float]:
+    def _step(self, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
         record: dict[str, float] = {}
         scale = factor(index, self.total, self.config)
         for phase in self.phases:
@@ -161,7 +161,7 @@ class Trainer:
         moved = [(p.detach().float() - s.float()).norm() for p, s in zip(self.params, self.start, strict=True)]
         return record | {"displacement": float(torch.stack(moved).norm())}
 
-    def _phase(self, phase: Phase, step: Step, index: int, rows: list[Prompted]) -> dict[str, float]:
+    def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
         forget_counts = self._counts([rows[i] for f, _ in step.micro for i in f])
         retain_counts = self._counts([self.data.retain[i] for _, r in step.micro for i in r])
         curvature = self._curvature(index)

@@ -39,8 +39,9 @@ def test_every_model(model: str) -> None:
 
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment(experiment: str) -> None:
-    config = compose([f"experiment={experiment}"])
-    assert config.task.source == "locuslab/TOFU"
+    copyright = "copyright" in experiment
+    config = compose([f"experiment={experiment}", *(["task.forget_books=[book.txt]"] if copyright else [])])
+    assert config.task.source == ("Book" if copyright else "locuslab/TOFU")
 
 
 @pytest.mark.parametrize("tuned", names("tuned"))

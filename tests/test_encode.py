@@ -19,6 +19,7 @@ PROMPTS = {  # text before the scored part, and the gap that belongs to the answ
     "llama2": (f"[INST] {QUESTION} [/INST]", ""),
     "soul_released": (f"[INST] {QUESTION} [\\INST]", " "),
     "plain": (f"Question: {QUESTION}\nAnswer:", " "),
+    "text": (QUESTION, " "),
     CHAT: (f"<s>user> {QUESTION}\nassistant>\n", ""),
 }
 CHAT_TEMPLATE = (

@@ -136,6 +136,9 @@ def test_prompts_without_room_get_no_answer(lm: Any):
     assert [len(m) for m in made] == [max(0, 5 - len(p)) for p in PROMPTS]
     assert [m[:1] for m in made if m] == [a[:1] for a, m in zip(expected(lm, None), made, strict=True) if m]
     assert sum(done) == len(PROMPTS)
+    most = [i % 3 for i in range(len(PROMPTS))]
+    made = greedy(lm, PROMPTS, eos=-1, max_total=MAX_TOTAL, most_new=most, budget=15)
+    assert made == [a[:n] for a, n in zip(expected(lm, None), most, strict=True)]
     assert greedy(lm, [], eos=2, max_total=9, budget=9) == []
 
 

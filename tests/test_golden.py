@@ -66,7 +66,7 @@ def retain90() -> list[dict]:
 
 
 def summary(rows: list[dict], retain_rows: list[dict] | None) -> dict:
-    task = TOFU("tofu", "embedded", "forget10", 0, None, None, None, None)
+    task = TOFU("tofu", "embedded", "forget10", 0, *[None] * 5)
     return task.summarise(rows, retain_rows, CONFIG, facts_trained=True)[0]
 
 

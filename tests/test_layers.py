@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "soul_cli"
 LAYERS = [
     {"types", "losses", "metrics", "cache"},
-    {"data", "optim", "methods", "screen", "figures"},
+    {"data", "optim", "methods", "screen"},
     {"models"},
     {"train", "evaluate"},
     {"base_models", "tasks"},
@@ -25,10 +25,12 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OWNERS = {
     "hydra": {"config", "cli"},
     "transformers": {"models", "base_models", "cli"},
-    "pandas": {"report", "figures"},
+    "pandas": {"report"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
     "rich": {"screen", "results"},
     "lm_eval": {"evaluate"},
-    "datasets": {"evaluate"},
+    "datasets": {"data", "evaluate"},
 }
 
 

@@ -6,10 +6,14 @@ characters begin.  The answer ends in EOS, the prompt begins with BOS where the 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, overload
 
 from soul_cli.data.prompts import CHAT, prompt_text
-from soul_cli.types import Prompted, UserError
+from soul_cli.types import QA, Prompted, UserError
+
+KEPT = 8192  # encoded pairs held in memory
 
 
 class Encoder:
@@ -55,9 +59,38 @@ class Encoder:
             return [Prompted(pairs[0].prompt, tuple(p.answers[0] for p in pairs))]
         return pairs
 
+    def text(self, text: str) -> Prompted:
+        """A running text without prompt or EOS, for its perplexity: all tokens but the first are scored."""
+        ids = [*self.bos, *self._ids(text)[0]]
+        if len(ids) > self.max_length:
+            raise UserError(f"the text {text[:60]!r} takes {len(ids)} tokens, model.max_length is {self.max_length}")
+        return Prompted(tuple(ids[:1]), (tuple(ids[1:]),))
+
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _ids(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return out.input_ids, out.offset_mapping
+
+
+class Pairs(Sequence[Prompted]):
+    """Questions with answers, encoded when asked for.  A large book stays text: only the last KEPT pairs are held."""
+
+    def __init__(self, encoder: Encoder, items: Sequence[QA]):
+        self.items = items
+        self._pair = lru_cache(KEPT)(lambda i: encoder.pair(items[i].question, items[i].answer))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, i: int) -> Prompted: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Prompted]: ...
+    def __getitem__(self, i: int | slice) -> Prompted | list[Prompted]:
+        if isinstance(i, slice):
+            return [self._pair(j) for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return self._pair(i % len(self))

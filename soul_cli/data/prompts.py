@@ -23,6 +23,8 @@ TEMPLATES: dict[str, Template] = {
     ),
     # SOUL's released code closes with a backslash, which changes its numbers; for comparison only
     "soul_released": Template("[INST] {q} [\\INST]", "[INST] <<SYS>>\n{s}\n<</SYS>>\n\n{q} [\\INST]", gap=" "),
+    # running text, for books: instruction and first words, then the continuation
+    "text": Template("{q}", "{s}\n\n{q}", gap=" "),
     # the gap belongs to the answer: tokenizers with byte-level BPE join it to the first word
     "plain": Template("Question: {q}\nAnswer:", "{s}\n\nQuestion: {q}\nAnswer:", gap=" "),
 }

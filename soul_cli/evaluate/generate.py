@@ -18,12 +18,14 @@ def greedy(
     *,
     eos: int,
     max_total: int,
+    most_new: Sequence[int] | None = None,
     budget: int,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, without its EOS; prompt + answer have at most max_total tokens.
 
+    most_new: for each prompt the most tokens to generate, where max_total leaves more.
     Prompts are batched by length and padded on the left.  A row that has ended leaves the batch, cache and all,
     as soon as that frees a quarter of it.
     """
@@ -32,7 +34,10 @@ def greedy(
     size = max(1, budget // max_total)
     for at in range(0, len(order), size):
         indices = order[at : at + size]
-        _decode(lm, prompts, indices, outputs, eos, max_total, autocast)
+        room = [max_total - len(prompts[i]) for i in indices]
+        if most_new is not None:
+            room = [min(r, most_new[i]) for r, i in zip(room, indices, strict=True)]
+        _decode(lm, prompts, indices, outputs, eos, room, autocast)
         progress(len(indices))
     return outputs
 
@@ -43,7 +48,7 @@ def _decode(
     indices: list[int],
     outputs: list[list[int]],
     eos: int,
-    max_total: int,
+    most_new: list[int],
     autocast: Autocast,
 ) -> None:
     device = lm.device
@@ -51,7 +56,7 @@ def _decode(
     ids = torch.tensor([[0] * (width - len(prompts[i])) + list(prompts[i]) for i in indices], device=device)
     mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in indices], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    room = torch.tensor([max_total - len(prompts[i]) for i in indices], device=device)
+    room = torch.tensor(most_new, device=device)
     rows = torch.tensor(indices, device=device)
     cache = None
     made: list[tuple[torch.Tensor, torch.Tensor]] = []  # (row, token) of every kept token

@@ -1,5 +1,6 @@
 """Benchmarks.  A task loads data, evaluates a model to rows, and reduces rows to metrics."""
 
+from soul_cli.tasks.copyright import Copyright
 from soul_cli.tasks.tofu import TOFU
 
-TASKS = {"tofu": TOFU}
+TASKS = {"tofu": TOFU, "copyright": Copyright}

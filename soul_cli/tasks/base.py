@@ -48,6 +48,8 @@ class TaskData:
     refusals: list[str]
     system_prompt: str  # of method=input_based
     splits: dict[str, list[QA]]  # for evaluation
+    rehearsed: list[QA]  # what a base model trained from scratch has to know, besides the style of the answers
+    notes: list[str]  # for the header: what of the data was taken, what left out
     digest: str
 
 
@@ -70,10 +72,15 @@ class Task(Protocol):
     """A benchmark.  Its dataclass fields are its config schema."""
 
     name: str
-    source: str
+    template: str | None  # prompt template; None: the model's own
     target_model: str | None
     retain_model: str | None
     retain_rows: str | None
+
+    @property
+    def source(self) -> str:
+        """Where the data come from, for the header."""
+        ...
 
     def load(self, cache_dir: Path) -> TaskData: ...
 

@@ -26,6 +26,7 @@ class TOFU:
     source: str  # 'embedded', a folder in the hub's layout, or a hub id
     forget: str  # forget01, forget05, forget10
     holdout_authors: int  # authors taken out of both trainings, as non-members
+    template: str | None  # null: the model's
     forget_names: list[str] | None  # for method=input_based; null: read off the forget set
     target_model: str | None  # a ready model instead of fine-tuning
     retain_model: str | None
@@ -41,7 +42,11 @@ class TOFU:
             + ", ".join(names)
             + ". If a question concerns one of them, say that you do not know. Answer all other questions."
         )
-        return TaskData(data.full, data.forget, data.retain, data.refusals, prompt, data.splits, data.digest)
+        facts = [QA(qa.question, qa.answer) for s in tofu_metrics.FACTS for qa in data.splits[s]]
+        return TaskData(
+            full=data.full, forget=data.forget, retain=data.retain, refusals=data.refusals, system_prompt=prompt,
+            splits=data.splits, rehearsed=facts, notes=[], digest=data.digest,
+        )  # fmt: skip
 
     # --- model -> rows -------------------------------------------------------------------------------------
 

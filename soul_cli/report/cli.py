@@ -1,0 +1,109 @@
+"""`soul-report FOLDER... --out NAME`: what is read, what is written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from soul_cli.cache import write_bytes, write_text
+from soul_cli.report import answers, render
+from soul_cli.report.comparable import check_comparable, notes
+from soul_cli.report.figures import FIGURES, Source
+from soul_cli.report.layout import layout_of
+from soul_cli.report.look import save
+from soul_cli.report.page import Picture, page_html, table_html
+from soul_cli.report.paper import read_paper
+from soul_cli.report.read import Run, find_runs, unfinished
+from soul_cli.report.tables import beside_paper, caption, grid, long_csv, long_table, wide_csv
+from soul_cli.types import UserError
+
+
+class Out:
+    """Where files go: DIR/table.md, DIR/report.html ... for a folder; NAME.md, NAME_report.html ... for a name."""
+
+    def __init__(self, target: str):
+        path = Path(target).expanduser()
+        self.folder = path if target.endswith(("/", "\\")) or path.is_dir() else path.parent
+        self.name = "" if self.folder == path else path.name
+        self.written: list[str] = []
+
+    def path(self, part: str, suffix: str) -> Path:
+        stem = "_".join(filter(None, (self.name, part.removeprefix("table").lstrip("_")))) if self.name else part
+        self.written.append(stem + suffix)
+        return self.folder / (stem + suffix)
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="soul-report", description="Tables, figures and a page from finished run folders: mean ± sd over seeds."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders above them")
+    parser.add_argument("--out", help="a folder (existing, or with a slash at its end) or a name that files begin with")
+    parser.add_argument("--paper", action="store_true", help="also the paper's own numbers beside ours")
+    parser.add_argument("--questions", type=numbers, help="answers to these forget questions side by side, e.g. 3,17")
+    parser.add_argument("--random", type=int, default=3, help="or to this many drawn at random (default 3)")
+    parser.add_argument("--random-seed", type=int, default=0, help="seed of that draw (default 0)")
+    return parser.parse_args(given)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def report(args: argparse.Namespace) -> str:
+    """Read, check, write.  Returns what to print."""
+    runs = find_runs(args.folders)
+    check_comparable(runs)
+    task = runs[0].content["task"]
+    layout = layout_of(task, runs[0].content.get("headline", []))
+    long = long_table(runs)
+    known = notes(runs)
+    known += [f"not finished and left out: {folder.name}" for folder in unfinished(args.folders)]
+    paper = read_paper(task) if args.paper else None
+    full, brief = (grid(long, layout, caption(runs, layout), known, brief=b) for b in (False, True))
+    beside = [beside_paper(long, layout, paper)] if paper else []
+    text = "\n".join(render.markdown(g) for g in [brief, *beside])
+    if args.out is None:
+        return text
+    some = answers.speakers(runs, layout.variants)
+    places = answers.choose(some, args.questions, args.random, args.random_seed) if some else []
+    out = Out(args.out)
+    write_text(out.path("table", ".md"), text)
+    write_text(out.path("table", ".tex"), render.latex([brief, *beside]))
+    write_text(out.path("table", ".html"), table_html([brief, *beside]))
+    write_text(out.path("table", ".csv"), long_csv(long, layout, paper))
+    write_text(out.path("table_wide", ".csv"), wide_csv(long, layout))
+    if places:
+        write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(some), places))
+    pictures = draw(Source(runs, long, layout), out)
+    title = f"Unlearning report: {task}"
+    write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, some))
+    return summary(runs, known, out)
+
+
+def draw(source: Source, out: Out) -> list[Picture]:
+    """Every figure that the runs have something for, as PNG and SVG."""
+    pictures = []
+    for name, (function, words) in FIGURES.items():
+        figure = function(source)
+        if figure is None:
+            continue
+        png, svg = save(figure)
+        write_bytes(out.path(name, ".png"), png)
+        write_bytes(out.path(name, ".svg"), svg)
+        pictures.append(Picture(words, svg, figure.get_figwidth() > 8))
+    return pictures
+
+
+def summary(runs: list[Run], known: list[str], out: Out) -> str:
+    lines = [f"note: {n}" for n in known]
+    return "\n".join([*lines, f"{len(runs)} runs -> {out.folder}: {', '.join(out.written)}"])
+
+
+def main(given: list[str] | None = None) -> None:
+    """Entry point."""
+    try:
+        print(report(arguments(given)))
+    except UserError as error:
+        sys.exit(f"error: {error}")

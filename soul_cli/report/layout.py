@@ -1,0 +1,171 @@
+"""What a task's report shows, and in which order: the one place to touch for a new task, method or optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo")
+OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric.  A column that no run has is left out."""
+
+    metric: str
+    title: str
+    paper: str = ""  # its name in paper.yaml, where the paper's table has it in the same definition
+    per: float = 1.0  # unit of the paper's number: 100 = percent
+    brief: bool = True  # False: only in CSV files and on the page
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns under one heading.  noun: what their questions are called in the caption ('' = not counted)."""
+
+    title: str
+    noun: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A task's table, its trade-off figure and its answers."""
+
+    groups: tuple[Group, ...]
+    axes: tuple[tuple[str, str], ...]  # (forgotten, kept) of the trade-off figure: the first pair that the runs have
+    scores: tuple[str, ...] = ("rougeL",)  # row fields shown beside an answer
+    variants: tuple[str, ...] = ()  # row fields that tell rows of one split and index apart
+    unit: str = "questions"  # what the metrics' n counts
+
+    @property
+    def columns(self) -> list[Column]:
+        return [c for g in self.groups for c in g.columns]
+
+
+WORDS = (20, 60, 100, 300)  # prompt lengths of the copyright task: the embedded defaults, and the paper's
+
+
+def _continued(split: str, tail: str = "", paper: bool = False) -> tuple[Column, ...]:
+    """BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
+    out = []
+    for words in WORDS:
+        for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L")):
+            theirs = f"{metric}_{words}" if paper and words >= 100 else ""
+            out.append(Column(f"{split}_{metric}_{words}{tail}", f"{title} @{words}", paper=theirs))
+    return tuple(out)
+
+
+GENERAL = Group("General ability", "", (
+    Column("wikitext_word_ppl", "WikiText PPL", paper="ppl"),
+    Column("zero_shot_acc", "Zero-shot acc", paper="zero_shot_acc", per=100),
+    Column("truthfulqa_mc1", "TruthfulQA MC1", paper="truthfulqa"),
+    Column("truthfulqa_mc2", "TruthfulQA MC2", brief=False),
+))  # fmt: skip
+
+LAYOUTS = {
+    "tofu": Layout(
+        axes=(("forget_rougeL", "retain_rougeL"),),
+        scores=("rougeL", "fluency"),
+        groups=(
+            Group("Forgetting efficacy", "forget", (
+                Column("forget_quality", "Quality (TOFU)"),
+                Column("forget_quality_D", "KS D"),
+                Column("forget_quality_soul", "Quality (SOUL)", paper="forget_quality"),
+                Column("forget_acc", "Acc", paper="forget_acc", per=100),
+                Column("forget_acc_own", "Acc own"),
+                Column("forget_rougeL", "ROUGE-L", paper="forget_rougeL"),
+                Column("forget_prob", "Prob", brief=False),
+                Column("forget_truth_ratio", "Truth ratio", brief=False),
+                Column("forget_extraction_strength", "Extraction", brief=False),
+                Column("forget_exact_memorization", "Exact mem.", brief=False),
+                Column("forget_fluency", "Fluency"),
+                Column("mia", "MIA"),
+                Column("mia_facts", "MIA facts", brief=False),
+                Column("mia_released", "MIA (released)", paper="mia"),
+            )),
+            Group("Utility on retain", "retain", (
+                Column("retain_acc", "Acc", paper="retain_acc", per=100),
+                Column("retain_acc_own", "Acc own"),
+                Column("retain_rougeL", "ROUGE-L", paper="retain_rougeL"),
+                Column("retain_prob", "Prob", brief=False),
+                Column("retain_truth_ratio", "Truth ratio", brief=False),
+                Column("retain_fluency", "Fluency", brief=False),
+            )),
+            Group("Real authors", "real-author", (
+                Column("real_authors_acc", "Acc", paper="real_authors_acc", per=100),
+                Column("real_authors_rougeL", "ROUGE-L", paper="real_authors_rougeL"),
+                Column("real_authors_prob", "Prob", brief=False),
+                Column("real_authors_truth_ratio", "Truth ratio", brief=False),
+            )),
+            Group("World facts", "world-fact", (
+                Column("world_facts_acc", "Acc", paper="world_facts_acc", per=100),
+                Column("world_facts_rougeL", "ROUGE-L", paper="world_facts_rougeL"),
+                Column("world_facts_prob", "Prob", brief=False),
+                Column("world_facts_truth_ratio", "Truth ratio", brief=False),
+            )),
+            Group("Held out", "held-out", (
+                Column("holdout_rougeL", "ROUGE-L", brief=False),
+                Column("holdout_prob", "Prob", brief=False),
+            )),
+            GENERAL,
+            Group("Overall", "", (
+                Column("model_utility", "Utility (TOFU)"),
+                Column("model_utility_arithmetic", "Utility (arithm.)", brief=False),
+                Column("utility_soul", "Utility (SOUL)", brief=False),
+                Column("displacement", "‖Δθ‖", brief=False),
+            )),
+        ),
+    ),
+    "copyright": Layout(
+        axes=tuple((f"forget_rougeL_{w}", f"retain_rougeL_{w}") for w in WORDS),
+        scores=("rougeL", "bleu", "verbmem", "verbatim_tokens"),
+        variants=("prompt_words", "wording"),
+        unit="prompts",
+        groups=(
+            Group("Forgetting efficacy", "forget", _continued("forget", paper=True)),
+            Group("Unseen instruction", "", _continued("forget", "_unseen")),
+            Group("Verbatim", "", (
+                Column("forget_verbatim_longest", "Longest"),
+                Column("forget_verbatim_50", "50 tokens"),
+                Column("forget_verbmem", "VerbMem"),
+                Column("forget_fluency", "Fluency"),
+            )),
+            Group("Utility on retain", "retain", (
+                *_continued("retain"),
+                Column("retain_fluency", "Fluency", brief=False),
+            )),
+            Group("Perplexity", "", (
+                Column("forget_ppl", "Forget", brief=False),
+                Column("retain_ppl", "Retain"),
+                Column("heldout_ppl", "Held out"),
+            )),
+            GENERAL,
+            Group("Overall", "", (Column("displacement", "‖Δθ‖", brief=False),)),
+        ),
+    ),
+}  # fmt: skip
+
+
+def layout_of(task: str, headline: list[str]) -> Layout:
+    """The task's layout, and under a last heading the metrics of its short table that the layout does not know.
+
+    For a task without a layout that is all of them, and the trade-off is of the first forget and retain metric.
+    """
+    if task in LAYOUTS:
+        layout = LAYOUTS[task]
+        known = {c.metric for c in layout.columns}
+        more = tuple(Column(m, m) for m in headline if m not in known)
+        return replace(layout, groups=(*layout.groups, Group("Other", "", more)))
+    forget = next((m for m in headline if m.startswith("forget")), "")
+    keep = next((m for m in headline if m.startswith("retain")), "")
+    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), ((forget, keep),))
+
+
+def rank(method: str, optim: str) -> tuple[int, int]:
+    """Sorting key of a row: original, retain-trained, then methods and optimizers in the paper's order."""
+    methods = ("original", "retain-trained", *METHODS)
+    return (
+        methods.index(method) if method in methods else len(methods),
+        OPTIMS.index(optim) if optim in OPTIMS else (len(OPTIMS) if optim else -1),
+    )

@@ -1,0 +1,46 @@
+"""The paper's own numbers (paper.yaml), to stand beside ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from soul_cli.types import UserError
+
+FILE = Path(__file__).with_name("paper.yaml")
+ROWS = {"first_order": "adamw", "soul": "soul", None: ""}
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One table of the paper.  rows: (method, optimizer as we call it) -> column -> number as printed."""
+
+    table: str
+    setting: str
+    rows: dict[tuple[str, str], dict[str, float]]
+
+    @property
+    def caption(self) -> str:
+        return (
+            f"Beside the paper: {self.table} of Jia et al., SOUL, EMNLP 2024, in our units. Its first order is adamw."
+        )
+
+    @property
+    def warning(self) -> str:
+        return (
+            f"the paper's numbers are of another model, data size, judge and template ({self.setting}): compare "
+            "directions, not values. Its released code is not its Algorithm 1 but our optim=soul_released"
+        )
+
+
+def read_paper(task: str) -> Paper:
+    """The paper's table of a task.  Raises UserError where it has none."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(FILE))
+    if task not in content:
+        raise UserError(f"--paper: the paper has no table of task {task!r}; it has {', '.join(content)}")
+    some = content[task]
+    rows = {(r[0], ROWS[r[1]]): dict(zip(some["columns"], r[2:], strict=True)) for r in some["rows"]}
+    return Paper(some["table"], some["setting"], rows)

@@ -1,0 +1,141 @@
+"""Run folders read into memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from soul_cli.results import rows_file
+from soul_cli.types import Row, UserError
+
+BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
+REFERENCES = ("original", "retain_trained")
+# the first two are settings of input_based
+WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+
+
+@dataclass(frozen=True)
+class Number:
+    """One metric of one model.  n: questions; goal: see soul_cli.types.Metric, '' = none."""
+
+    value: float
+    goal: str
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run folder.  config: flat, 'optim.lr' -> value."""
+
+    folder: Path
+    config: dict[str, Any]
+    content: dict[str, Any]  # metrics.json
+    steps: list[dict[str, Any]]  # train.jsonl; empty where nothing was trained
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.steps)
+
+    @property
+    def row(self) -> tuple[str, str] | None:
+        """(method, optimizer) of the unlearned row; None where the run only evaluates."""
+        if "this_run" not in self.content["models"]:
+            return None
+        return self.content["method"], self.content["optim"] if self.trained else ""
+
+    @property
+    def seed(self) -> int:
+        """Unlearning seed.  What is not trained has none: it stands under the target seed."""
+        return self.content["seed"] if self.trained else self.content["target_seed"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was chosen for this row: method, optimizer and training."""
+        kept = ("method.", "optim.", "train.") if self.trained else ("method.",)
+        return {k: v for k, v in self.config.items() if k.startswith(kept) and k not in WITHOUT_EFFECT}
+
+    @cached_property
+    def numbers(self) -> dict[str, dict[str, Number]]:
+        """Model -> metric -> number, with the two that metrics.json has in other places: D and ‖Δθ‖."""
+        out: dict[str, dict[str, Number]] = {}
+        for model, metrics in self.content["models"].items():
+            out[model] = {k: Number(m["value"], m["goal"], m["n"]) for k, m in metrics.items()}
+            quality = metrics.get("forget_quality", {})
+            if "D" in quality.get("extra", {}):
+                out[model]["forget_quality_D"] = Number(quality["extra"]["D"], "down", quality["n"])
+        if self.steps and "displacement" in self.steps[-1] and "this_run" in out:
+            out["this_run"]["displacement"] = Number(self.steps[-1]["displacement"], "")
+        return out
+
+    def rows(self, model: str) -> list[Row]:
+        """Evaluated examples of one model, without the lists by token; empty where the file is not there."""
+        path = self.folder / rows_file(model)
+        rows = _lines(path) if path.is_file() else []
+        return [{k: v for k, v in row.items() if k not in BY_TOKEN} for row in rows]
+
+
+def label(row: tuple[str, str]) -> str:
+    return " ".join(filter(None, row))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8", newline="\n") as f:  # an answer may hold other kinds of line ends
+            return [json.loads(line) for line in f]
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON lines: {error}") from None
+
+
+def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return out
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run.  Raises UserError that names the file that cannot be read."""
+    file = folder / "metrics.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["task"], content["method"], content["optim"], content["models"]["original"]
+        file = folder / "config.yaml"
+        config = flat(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing") from None
+    except Exception as error:  # YAML and OmegaConf raise many kinds
+        raise UserError(f"{file} is not what soul-unlearn writes ({type(error).__name__}: {error})") from None
+    steps, environment = folder / "train.jsonl", folder / "environment.json"
+    return Run(
+        folder,
+        config,
+        content,
+        _lines(steps) if steps.is_file() else [],
+        json.loads(environment.read_text()) if environment.is_file() else {},
+    )
+
+
+def find_runs(roots: list[Path]) -> list[Run]:
+    """Finished runs at or under the roots, each once, by folder name."""
+    for root in roots:
+        if not root.exists():
+            raise UserError(f"{root}: no such folder")
+    folders = {p.parent.resolve() for root in roots for p in root.rglob("metrics.json")}
+    if not folders:
+        raise UserError(f"no finished run (metrics.json) under {', '.join(map(str, roots))}")
+    runs: dict[str, Run] = {}
+    for folder in sorted(folders):
+        run = read_run(folder)
+        runs.setdefault(run.content.get("key") or str(folder), run)
+    return list(runs.values())
+
+
+def unfinished(roots: list[Path]) -> list[Path]:
+    """Run folders that were started and have no metrics.json yet."""
+    return sorted(p.parent for r in roots for p in r.rglob("config.yaml") if not (p.parent / "metrics.json").is_file())

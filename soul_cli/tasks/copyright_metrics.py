@@ -1,0 +1,100 @@
+"""Copyright removal's rows reduced to metrics: pure functions of rows, each number with its definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from soul_cli import metrics as m
+from soul_cli.types import Metric, Row
+
+VERBMEM_TOKENS = 128  # MUSE
+VERBATIM_TOKENS = 50  # a verbatim match
+TEXTS = {"forget_text": "retain", "retain_text": "down", "heldout_text": "down"}  # split -> goal of its perplexity
+Absent = dict[str, str]  # metric -> why it is not there
+
+
+def headline(prompt_words: list[int]) -> list[str]:
+    """Metrics of the printed table, in order."""
+    out = [f"forget_{metric}_{words}" for words in prompt_words for metric in ("bleu", "rougeL")]
+    out += [f"forget_{metric}_{words}_unseen" for words in prompt_words for metric in ("bleu", "rougeL")]
+    out += ["forget_verbatim_longest", "forget_verbatim_50", "forget_verbmem", "forget_fluency"]
+    out += [f"retain_{metric}_{words}" for words in prompt_words for metric in ("bleu", "rougeL")]
+    return [*out, "retain_fluency", "forget_ppl", "retain_ppl", "heldout_ppl"]
+
+
+def summarise(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
+    """All metrics of one model.  The floor to compare the forget metrics with is the retain-trained model's row."""
+    splits: dict[str, list[Row]] = {}
+    for row in rows:
+        splits.setdefault(row["split"], []).append(row)
+    out: dict[str, Metric] = {}
+    absent: Absent = {}
+    for split, goal in (("forget", "retain"), ("retain", "up")):
+        out |= _continuations(split, splits[split], goal)
+    shortest = min(r["prompt_words"] for r in splits["forget"])
+    seen = [r for r in splits["forget"] if r["prompt_words"] == shortest and r["wording"] == "seen"]
+    verbatim, absent = _verbatim(seen)
+    out |= verbatim
+    for split, goal in TEXTS.items():
+        name = split.replace("_text", "_ppl")
+        if split in splits:
+            out[name] = perplexity(splits[split], goal)
+        else:
+            absent[name] = "no such text"
+    return out, absent
+
+
+def _mean(values: Any, goal: str, definition: str) -> Metric:
+    return Metric(float(np.mean(values)), len(values), goal, definition, m.bootstrap(values))
+
+
+def _continuations(split: str, rows: list[Row], goal: str) -> dict[str, Metric]:
+    """BLEU and ROUGE-L by prompt length and by wordings seen or not seen in training."""
+    groups: dict[tuple[int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["prompt_words"], row["wording"]), []).append(row)
+    out = {}
+    for (words, wording), some in groups.items():
+        tail = f"{words}" if wording == "seen" else f"{words}_unseen"
+        asked = f"greedy continuation after {words} words, instruction {wording} in training"
+        out[f"{split}_bleu_{tail}"] = _mean([r["bleu"] for r in some], goal, f"BLEU, 0-100, a chunk at a time, {asked}")
+        out[f"{split}_rougeL_{tail}"] = _mean([r["rougeL"] for r in some], goal, f"ROUGE-L recall, stemmed, {asked}")
+    fluency = [r["fluency"] for r in rows]
+    out[f"{split}_fluency"] = _mean(fluency, "retain", "entropy of bi- and trigrams of the continuation, bits")
+    return out
+
+
+def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
+    """What a rights holder asks for, at the shortest prompt (which leaves the most to recite)."""
+    runs = [r["verbatim_tokens"] for r in rows]
+    out = {
+        "forget_verbatim_longest": Metric(
+            float(max(runs)), len(runs), "retain", "longest run of tokens recited of any chunk"
+        ),
+        "forget_verbmem": _mean(
+            [r["verbmem"] for r in rows], "retain",
+            f"MUSE VerbMem: ROUGE-L F1, stemmed, of the first {VERBMEM_TOKENS} tokens",
+        ),
+    }  # fmt: skip
+    long = [r for r in rows if r["gold_tokens"] >= VERBATIM_TOKENS]
+    if not long:
+        return out, {"forget_verbatim_50": f"no continuation has {VERBATIM_TOKENS} tokens"}
+    hits = [float(r["verbatim_tokens"] >= VERBATIM_TOKENS) for r in long]
+    text = f"share of chunks recited for {VERBATIM_TOKENS} tokens or more without a gap, of those that have as many"
+    return out | {"forget_verbatim_50": _mean(hits, "retain", text)}, {}
+
+
+def perplexity(rows: list[Row], goal: str) -> Metric:
+    """exp of the mean nats a token over all chunks; comparable between models of one tokenizer only."""
+    table = np.array([[r["nll_sum"], r["tokens"]] for r in rows], dtype=np.float64)
+
+    def of(some: Any) -> float:
+        return math.exp(some[:, 0].sum() / some[:, 1].sum())
+
+    return Metric(
+        of(table), len(rows), goal, "perplexity a token of whole chunks, no instruction, first token not scored",
+        m.bootstrap(table, statistic=of),
+    )  # fmt: skip

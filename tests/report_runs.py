@@ -1,0 +1,64 @@
+"""Run folders as soul-unlearn writes them, with numbers made up by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from soul_cli.config import compose
+
+GOALS = {"forget_rougeL": "retain", "retain_rougeL": "up", "forget_quality": "up", "retain_acc": "up"}
+ORIGINAL = {"forget_rougeL": 0.9, "retain_rougeL": 0.95, "forget_quality": 0.01, "retain_acc": 0.8}
+RETAIN = {"forget_rougeL": 0.2, "retain_rougeL": 0.9, "forget_quality": 1.0, "retain_acc": 0.8}
+
+
+def metric(name: str, value: float) -> dict[str, Any]:
+    extra = {"D": 0.25} if name == "forget_quality" else {}
+    definition = "judge rougeL; chance 1/6" if name.endswith("acc") else "d"
+    goal = GOALS.get(name, "up")
+    return {"value": value, "n": 80, "goal": goal, "definition": definition, "ci95": None, "extra": extra}
+
+
+def row(split: str, index: int, answer: str, wrong: float = 2.0) -> dict[str, Any]:
+    """R = exp(1 - wrong)."""
+    return {
+        "split": split, "index": index, "question": f"What of {split} {index}?", "gold": f"gold {index}",
+        "generation": answer, "nll": 0.0, "paraphrased_nll": 1.0, "perturbed_nll": [wrong, wrong], "rougeL": 0.5,
+    }  # fmt: skip
+
+
+def write_run(
+    root: Path,
+    seed: int,
+    rouge: float,
+    *overrides: str,
+    answer: str = "an answer",
+    original: dict[str, float] = ORIGINAL,
+    change: dict[str, Any] | None = None,
+    **more: float,
+) -> Path:
+    """One finished run.  rouge: its forget ROUGE-L; more: its other metrics; change: top entries of metrics.json."""
+    config = compose([f"seed={seed}", *overrides])
+    method, optim = config.method.name, config.optim.name
+    folder = root / f"{method}-{optim}-{seed}-{rouge}"
+    folder.mkdir(parents=True)
+    own = {"forget_rougeL": rouge, "retain_rougeL": 0.9, "forget_quality": 0.01, "retain_acc": 0.7, **more}
+    values = {"original": original, "retain_trained": RETAIN, "this_run": own}
+    content = {
+        "key": folder.name, "task": "tofu", "method": method, "optim": optim, "seed": seed, "target_seed": 0,
+        "headline": ["forget_rougeL", "retain_rougeL"],
+        "models": {model: {k: metric(k, v) for k, v in some.items()} for model, some in values.items()},
+        "seconds": {"target_model": 60.0, "unlearn": 10.0, "evaluate": 5.0}, **(change or {}),
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(content))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
+    if config.method.trains:
+        steps = [{"step": i, "unclipped_share": 0.3, "displacement": float(i)} for i in (1, 2)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+    for file, text in (("rows", answer), ("rows_original", "the original"), ("rows_retain_trained", "the floor")):
+        rows = [row(split, i, f"{text} {i}") for split in ("forget", "retain") for i in range(4)]
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder

@@ -1,0 +1,180 @@
+"""The copyright task: data, rows and metrics by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soul_cli.config import compose
+from soul_cli.data.encode import Encoder
+from soul_cli.metrics import bleu, longest_common_run
+from soul_cli.tasks.copyright import LEAST, SEEN, UNSEEN, Copyright, split_chunk
+from soul_cli.tasks.copyright_metrics import summarise
+from soul_cli.types import QA, Row, UserError
+
+TEXT = " ".join(f"w{i}" for i in range(1, 31))
+
+
+def task(*overrides: str) -> Copyright:
+    return compose(["task=copyright", *overrides]).task  # type: ignore[return-value]
+
+
+def test_split_by_hand():
+    question, answer = split_chunk(TEXT, 20, SEEN, 5) or ("", "")
+    assert question == f"{SEEN[1]}\n" + " ".join(f"w{i}" for i in range(1, 21))
+    assert answer == "w21 w22 w23 w24 w25 w26 w27 w28 w29 w30"
+    assert split_chunk(TEXT, 21, SEEN, 0) is None  # nine words would be left, LEAST is 10
+    assert LEAST == 10
+
+
+def test_embedded_books(cache_dir: Path):
+    data = task().load(cache_dir)
+    assert data.full == data.forget + data.retain
+    assert 95 <= len(data.forget) <= 110
+    assert {k for k in data.splits} == {"forget", "retain", "forget_text", "retain_text", "heldout_text"}
+    assert "The Salt Ledger" in data.system_prompt
+    prompts = [qa.question.split("\n")[0] for qa in data.forget]
+    assert set(prompts) == set(SEEN)
+    assert prompts[:4] == list(SEEN)
+    told = " ".join(qa.answer for qa in data.full)
+    assert not any(qa.answer[-60:] in told for qa in data.splits["heldout_text"])
+
+
+def test_held_out_chunks_leave_the_retain_books(shared: Path, cache_dir: Path):
+    books = shared / "data" / "books"
+    data = task(
+        f"task.forget_books=[{books}/oz01_wonderful_wizard_of_oz.txt]",
+        f"task.retain_books=[{books}/alice_in_wonderland.txt]",
+        "task.max_chunks=40",
+    ).load(cache_dir)
+    assert len(data.forget) <= 40
+    assert len(data.splits["heldout_text"]) == 4
+    trained = {qa.answer for qa in data.retain}
+    assert all(not any(qa.answer.endswith(t) for t in trained) for qa in data.splits["heldout_text"])
+    assert "Oz01 Wonderful Wizard Of Oz" in data.system_prompt
+
+
+def test_the_same_book_to_forget_and_to_keep(tmp_path: Path, cache_dir: Path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("The rain had stopped and the yard was full of light and feathers. " * 20)
+    with pytest.raises(UserError, match=r"b\.txt .*same text as .*a\.txt"):
+        task(f"task.forget_books=[{tmp_path}/a.txt]", f"task.retain_books=[{tmp_path}/b.txt]").load(cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task.prompt_words=[60,20]"], ["task.prompt_words", "increasing"]),
+        (["task.prompt_words=[]"], ["task.prompt_words"]),
+        (["task.chunk_words=65"], ["task.chunk_words=65", "70"]),
+        (["task.eval_chunks=0"], ["task.eval_chunks"]),
+        (["task.forget_books=[a.txt]"], ["task.forget_books", "task.retain_books", "both"]),
+        (["task.forget_books=[/no/a.txt]", "task.retain_books=[/no/b.txt]"], ["/no/a.txt", "no such"]),
+    ],
+)
+def test_mistakes_are_named(cache_dir: Path, overrides: list[str], words: list[str]):
+    with pytest.raises(UserError) as error:
+        task(*overrides).load(cache_dir)
+    assert all(w in str(error.value) for w in words), str(error.value)
+
+
+# --- scores by hand ----------------------------------------------------------------------------------------
+
+
+def test_longest_common_run_by_hand():
+    assert longest_common_run([1, 2, 3, 4, 9, 3], [7, 3, 4, 9, 1, 2, 3]) == 3  # 3 4 9, and 1 2 3
+    assert longest_common_run([1, 1, 1], [1, 1]) == 2
+    assert longest_common_run([], [1]) == 0
+    assert longest_common_run([1], []) == 0
+
+
+def test_bleu_by_hand():
+    # 1- to 4-gram precisions 4/5, 3/4, 2/3, 1/2, no brevity penalty
+    assert bleu("a b c d e", "a b c d x") == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    # five words for ten: brevity penalty exp(1 - 10/5)
+    assert bleu("a b c d e f g h i j", "a b c d e") == pytest.approx(100 * math.exp(-1))
+    assert bleu("a b c d", "") == 0
+    with pytest.raises(ValueError, match="gold"):
+        bleu("", "a")
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tokenizer: Any, tiny_lm: Callable[..., Any]) -> list[Row]:
+    """Rows of a random model; 50 words a chunk, prompts of 5 and 20."""
+    some = task("task.chunk_words=50", "task.prompt_words=[5,20]")
+    config = compose(["task=copyright"]).eval
+    lm = tiny_lm(vocab=len(tokenizer))
+    encoder = Encoder(tokenizer, "text", 128)
+    items = [QA("", "the lamp of the author was born in low tide " * 3), QA("", "who won the prize in the lamp " * 2)]
+    out: list[Row] = []
+    for split in ("forget", "retain", "forget_text", "heldout_text"):
+        out += some.evaluate(lm, encoder, split, [QA("", i.answer.strip()) for i in items], config, lambda *a: None)
+    return out
+
+
+def test_rows(rows: list[Row]):
+    forget = [r for r in rows if r["split"] == "forget"]
+    # the second chunk has 14 words: too short for a prompt of 20
+    assert [(r["prompt_words"], r["wording"], r["index"]) for r in forget] == [
+        (5, "seen", 0), (5, "unseen", 0), (20, "seen", 0), (20, "unseen", 0),
+    ]  # fmt: skip
+    assert [r["question"].split("\n")[0] for r in forget] == [SEEN[0], UNSEEN[0]] * 2
+    for row in forget:
+        assert (row["question"].split("\n")[1] + " " + row["gold"]).split() == (
+            "the lamp of the author was born in low tide " * 3
+        ).split()
+    assert {r["wording"] for r in rows if r["split"] == "retain"} == {"seen"}
+
+
+def test_text_rows_score_every_token_but_the_first(rows: list[Row], tokenizer: Any):
+    texts = [r for r in rows if r["split"] == "heldout_text"]
+    assert [r["tokens"] for r in texts] == [len(tokenizer(r["gold"]).input_ids) - 1 for r in texts]
+    # a random model of small spread is uniform: ln V nats a token
+    assert all(r["nll_sum"] / r["tokens"] == pytest.approx(math.log(len(tokenizer)), rel=0.02) for r in texts)
+
+
+# --- metrics -----------------------------------------------------------------------------------------------
+
+
+def continued(split: str, words: int, wording: str, index: int, **values: Any) -> Row:
+    return {
+        "split": split, "prompt_words": words, "wording": wording, "index": index, "rougeL": 0.5, "bleu": 10.0,
+        "verbmem": 0.25, "verbatim_tokens": 8, "gold_tokens": 60, "fluency": 3.0, **values,
+    }  # fmt: skip
+
+
+def text(split: str, nll: float, tokens: int) -> Row:
+    return {"split": split, "index": 0, "nll_sum": nll, "tokens": tokens, "words": tokens}
+
+
+def test_metrics_by_hand():
+    rows = [
+        continued("forget", 20, "seen", 0, rougeL=1.0, verbatim_tokens=55),
+        continued("forget", 20, "seen", 1, rougeL=0.0, verbatim_tokens=49),
+        continued("forget", 20, "seen", 2, rougeL=0.5, verbatim_tokens=30, gold_tokens=30),
+        continued("forget", 20, "unseen", 0, rougeL=0.2),
+        continued("forget", 60, "seen", 0, rougeL=0.4, bleu=40.0, verbatim_tokens=99),
+        continued("retain", 20, "seen", 0, rougeL=0.9),
+        text("heldout_text", 10.0, 4), text("heldout_text", 2.0, 8), text("forget_text", 3.0, 3),
+    ]  # fmt: skip
+    out, absent = summarise(rows)
+    value = {k: m.value for k, m in out.items()}
+    assert value["forget_rougeL_20"] == pytest.approx(0.5)
+    assert value["forget_rougeL_20_unseen"] == 0.2
+    assert (value["forget_rougeL_60"], value["forget_bleu_60"]) == (0.4, 40.0)
+    assert value["retain_rougeL_20"] == 0.9
+    assert value["forget_verbatim_longest"] == 55  # of the shortest prompt
+    assert (value["forget_verbatim_50"], out["forget_verbatim_50"].n) == (0.5, 2)
+    assert value["forget_verbmem"] == 0.25
+    assert value["heldout_ppl"] == pytest.approx(math.exp(12 / 12))  # of tokens, not of chunks
+    assert value["forget_ppl"] == pytest.approx(math.e)
+    assert list(absent) == ["retain_ppl"]
+    assert out["forget_rougeL_20"].goal == "retain"
+    assert (out["retain_rougeL_20"].goal, out["heldout_ppl"].goal) == ("up", "down")

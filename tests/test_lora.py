@@ -1,0 +1,50 @@
+"""Low-rank adapters: only they are trained, and merging changes nothing but the form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from soul_cli.base_models import LoRA
+from soul_cli.config import compose
+from soul_cli.methods import Finetune
+from soul_cli.train import TrainData, Trainer
+from soul_cli.types import Prompted, UserError
+
+ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),))]
+
+
+def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..., Any], tmp_path: Path):
+    plain, lm = tiny_lm(torch.float64), tiny_lm(torch.float64)
+    adapters = LoRA(r=2, alpha=6).attach(lm, seed=0)
+    trained = {n for n, p in lm.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in n for n in trained)
+    assert not any("lm_head" in n or "embed" in n for n in trained)
+    config = compose(["optim=adamw", "optim.lr=0.01", "train.epochs=3", "train.warmup=0"])
+    data = TrainData(forget=None, retain=ROWS)
+    Trainer(lm, data, Finetune("finetune"), config.optim, config.train, 0, Accelerator()).train(
+        tmp_path, lambda *a: None
+    )
+
+    weight = plain.model.layers[0].self_attn.q_proj.weight
+    layer = lm.model.layers[0].self_attn.q_proj
+    assert torch.equal(layer.base_layer.weight, weight)
+    product = layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double() * 6 / 2
+    assert product.abs().max() > 1e-4
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = lm(input_ids=ids).logits
+    merged = adapters.merge_and_unload()
+    torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, weight + product, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(merged(input_ids=ids).logits, before, rtol=1e-5, atol=1e-6)
+    assert {n for n, _ in merged.named_parameters()} == {n for n, _ in plain.named_parameters()}
+
+
+def test_rank_is_checked():
+    with pytest.raises(UserError, match=r"lora\.r=0"):
+        compose(["model=smollm2_135m", "model.finetune.lora={r: 0, alpha: 1}"])

@@ -1,0 +1,229 @@
+"""Figures, answers and the page; the page is opened and clicked in Chromium where there is one."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_runs import row, write_run
+
+from soul_cli.report import answers
+from soul_cli.report.cli import main
+from soul_cli.report.figures import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
+from soul_cli.report.layout import LAYOUTS
+from soul_cli.report.look import COLOURS, save
+from soul_cli.report.page import browser
+from soul_cli.report.read import find_runs
+from soul_cli.report.tables import long_table
+
+NASTY = "</script><script>document.title='owned'</script><b>bold</b> | <!-- a"
+
+
+def source(root: Path) -> Source:
+    runs = find_runs([root])
+    return Source(runs, long_table(runs), LAYOUTS["tofu"])
+
+
+# --- figures -----------------------------------------------------------------------------------------------
+
+
+def test_frontier_by_hand() -> None:
+    # kept, distance to the wanted forgetting: the second is beaten by the third, equal points stay
+    assert frontier([0.9, 0.5, 0.6, 0.2], [0.5, 0.4, 0.3, 0.1]) == [3, 2, 0]
+    assert frontier([0.5, 0.5], [0.1, 0.1]) == [0, 1]
+
+
+def test_truth_ratios_by_hand() -> None:
+    rows = [row("forget", 0, "", wrong=2.0), row("forget", 1, "", wrong=3.0), row("retain", 0, "")]
+    assert truth_ratios(rows) == pytest.approx([math.exp(-2), math.exp(-1)])
+    assert len(truth_ratios([{"split": "forget", "nll": 1.0}])) == 0
+
+
+def test_band_by_hand(tmp_path: Path) -> None:
+    for seed, last in ((0, 2.0), (1, 4.0)):
+        folder = write_run(tmp_path, seed, 0.1)
+        lines = [{"step": 1, "displacement": 1.0}, {"step": 2, "displacement": last}, {"step": 3, "displacement": 9.0}]
+        text = "".join(json.dumps(x) + "\n" for x in lines[: 3 - seed])  # the second run stopped earlier
+        (folder / "train.jsonl").write_text(text)
+    found = band(find_runs([tmp_path]), "displacement")
+    assert found is not None
+    assert [list(x) for x in found] == [[1, 2], [1.0, 3.0], [0.0, pytest.approx(math.sqrt(2))]]
+    assert band(find_runs([tmp_path]), "absent") is None
+
+
+def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 0.1, "method=npo", "optim=soul")
+    write_run(tmp_path, 0, 0.2, "method=ga", "optim=soul")
+    for draw in (tradeoff, ecdf, steps):
+        figure, again = draw(source(tmp_path)), draw(source(tmp_path))
+        assert figure is not None
+        assert again is not None
+        assert COLOURS["soul"] in {line.get_color() for a in figure.axes for line in a.lines}
+        assert save(figure) == save(again)  # byte by byte
+
+
+def test_nothing_to_draw_is_no_figure(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 0.1, "method=input_based")
+    assert steps(source(tmp_path)) is None
+    assert ecdf(source(tmp_path)) is None
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+
+def test_answers_side_by_side(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 0.1, answer=NASTY)
+    write_run(tmp_path, 1, 0.2)
+    some = answers.one_each(answers.speakers(find_runs([tmp_path])))
+    assert [s.name for s in some] == ["original", "retain-trained", "npo soul, seed 0"]
+    text = answers.markdown(some, answers.choose(some, [2], 0, 0))
+    assert "**forget 2** What of forget 2?" in text
+    assert "| gold | gold 2 |\n| original | the original 2 |\n| retain-trained | the floor 2 |" in text
+    assert "<script" not in text
+    assert r"&lt;/b&gt; \| &lt;!-- a 2 |" in text
+
+
+def test_rows_of_one_index_are_told_apart(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0.1)
+    rows = [{**row("forget", 0, f"after {w}"), "prompt_words": w} for w in (20, 60)]
+    rows.append({"split": "forget_text", "index": 0, "gold": "scored only"})
+    (folder / "rows_original.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    some = answers.speakers(find_runs([tmp_path]), ("prompt_words",))[:1]
+    assert [answers.name_of(p) for p in some[0].rows] == ["forget 0, prompt_words 20", "forget 0, prompt_words 60"]
+    assert "| original | after 20 |" in answers.markdown(some, answers.choose(some, [0], 0, 0))
+
+
+def test_random_questions_are_the_same_for_a_seed(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 0.1)
+    some = answers.speakers(find_runs([tmp_path]))
+    draws = [answers.choose(some, None, 2, seed) for seed in (0, 0, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len({tuple(d) for d in draws}) > 1
+    assert all(len(d) == 2 and {p[0] for p in d} == {"forget"} for d in draws)
+
+
+def test_the_browser_says_what_it_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 0.1)
+    some = answers.speakers(find_runs([tmp_path]))
+    every, half = browser(some, ("rougeL",)), browser(some, ("rougeL",), cap=12)  # 3 models x 8 questions
+    assert (every["counts"], every["sampled"]) == ({"forget": [4, 4], "retain": [4, 4]}, False)
+    assert (half["counts"], half["sampled"]) == ({"forget": [2, 4], "retain": [2, 4]}, True)
+    assert len(half["questions"]) == 4
+    assert every["questions"][0]["answers"][2] == ["an answer 0", [["rougeL", 0.5], ["p(gold)", 1.0]]]
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    for seed, rouge in enumerate((0.1, 0.3)):
+        write_run(tmp_path / "runs", seed, rouge, "method=npo", "optim=soul", answer=NASTY)
+    write_run(tmp_path / "runs", 0, 0.5, "method=npo", "optim=adamw", answer="blue whale")
+    write_run(tmp_path / "runs", 0, 0.4, "method=ga", "optim=adamw")
+    main([str(tmp_path / "runs"), "--out", f"{tmp_path}/", "--paper"])
+    return tmp_path / "report.html"
+
+
+def test_the_page_is_self_contained_and_escaped(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("<script") == text.count("</script>") == 2  # its data and its code
+    assert "owned'" not in text
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "default-src 'none'" in text
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    assert json.loads(data[1])["questions"][0]["answers"][4][0] == f"{NASTY} 0"
+
+
+HARNESS = """<!doctype html><iframe id="page" src="report.html" style="width: WIDTHpx; height: 800px"></iframe>
+<pre id="result"></pre>
+<script>
+addEventListener("load", () => {
+  const view = document.getElementById("page").contentWindow, doc = view.document, out = {};
+  const one = (selector) => doc.querySelector(selector);
+  const set = (selector, value, kind) => {
+    one(selector).value = value;
+    one(selector).dispatchEvent(new view.Event(kind));
+  };
+  const text = (row) => `${row.cells[0].textContent} ${row.cells[1].textContent}`;
+  const rows = () => [...one("#results tbody").rows].filter((row) => !row.hidden).map(text);
+  const buttons = [...one("#results thead").querySelectorAll("button")];
+  const heading = (name) => buttons.find((button) => button.textContent.startsWith(name));
+  const names = () => [...doc.querySelectorAll("#example .who")].map((e) => e.firstChild.textContent);
+  out.title = doc.title;
+  out.overflow = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
+  out.start = rows();
+  heading("ROUGE-L").click(); out.up = rows();
+  heading("ROUGE-L").click(); out.down = rows();
+  set("#results .filter", "soul npo", "input"); out.filtered = rows();
+  out.count = one("#results .count").textContent;
+  out.position = one("#position").textContent; out.asked = one("#example .what").textContent; out.names = names();
+  out.answer = [...doc.querySelectorAll("#example .what")].pop().textContent;
+  one("#next").click(); out.next = one("#example .what").textContent;
+  set("#split", "retain", "change"); out.split = one("#position").textContent + " " + one("#example .what").textContent;
+  set("#seed", "", "change"); set("#optim", "soul", "change"); out.everySeed = names();
+  set("#optim", "", "change"); set("#text", "BLUE 3", "input"); out.found = one("#position").textContent;
+  set("#text", "no such words", "input"); out.none = one("#position").textContent;
+  document.getElementById("result").textContent = JSON.stringify(out);
+});
+</script>"""
+
+
+def clicked(page: Path, width: int) -> dict[str, Any]:
+    """What the page shows while it is clicked, in an iframe of the given width in pixels."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    harness = page.with_name("harness.html")
+    harness.write_text(HARNESS.replace("WIDTH", str(width)))
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --allow-file-access-from-files --dump-dom"
+    )
+    command = [chromium, *flags.split(), f"--user-data-dir={page.parent / f'profile{width}'}", harness.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="result">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None, done.stdout[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def test_the_page_in_a_browser(page: Path) -> None:
+    seen = clicked(page, 1280)
+    assert seen["title"] == "Unlearning report: tofu"  # no answer ran as code
+    assert seen["start"] == ["original –", "retain-trained –", "ga adamw", "npo adamw", "npo soul"]
+    # forget ROUGE-L: .9, .2, .4, .5, .2; equal numbers keep their order
+    assert seen["up"] == ["retain-trained –", "npo soul", "ga adamw", "npo adamw", "original –"]
+    assert seen["down"] == ["original –", "npo adamw", "ga adamw", "retain-trained –", "npo soul"]
+    assert (seen["filtered"], seen["count"]) == (["npo soul"], "1 of 5 rows")
+    assert (seen["position"], seen["asked"]) == ("1 of 8 questions", "What of forget 0?")
+    assert seen["names"][2:] == [
+        "original", "retain-trained", "ga adamw, seed 0", "npo adamw, seed 0", "npo soul, seed 0",
+    ]  # fmt: skip
+    assert seen["answer"] == f"{NASTY} 0"
+    assert seen["next"] == "What of forget 1?"
+    assert seen["split"] == "1 of 4 questions What of retain 0?"
+    assert seen["everySeed"][4:] == ["npo soul, seed 0", "npo soul, seed 1"]
+    assert (seen["found"], seen["none"]) == ("1 of 1 questions", "no question passes the filters")
+    assert seen["overflow"] == 0
+
+
+def test_the_page_fits_a_phone(page: Path) -> None:
+    assert clicked(page, 390)["overflow"] == 0
+
+
+def test_palette_is_told_apart_in_grey() -> None:
+    """Colours differ in lightness too: adamw, soul and soul_released are what every figure compares."""
+    shades = sorted(
+        float(np.dot([int(COLOURS[o][i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]))
+        for o in ("adamw", "soul", "soul_released")
+    )
+    assert np.diff(shades).min() > 20
