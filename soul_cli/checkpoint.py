@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_cli.cache import publish, write_text
-from soul_cli.distributed import control, main, once, sharded
+from soul_cli.distributed import control, main, once, sharded, world
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -97,7 +97,7 @@ def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
     reader = dcp.FileSystemReader(folder)
     stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {name: _space(like, entry.size, entry.properties.dtype) for name, entry in stored.items()}
-    dcp.load(tensors, storage_reader=reader, process_group=control())
+    dcp.load(tensors, storage_reader=reader, process_group=control(), no_dist=world() == 1)
     return tensors
 
 

@@ -1,0 +1,456 @@
+"""Two processes on gloo give what one gives: training (whole and sharded), evaluation, caches, kills, the command."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import TINY, finish, numbers, only_run
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from soul_cli import distributed, models
+from soul_cli.cache import Cache
+from soul_cli.config import RunConfig, compose
+from soul_cli.data.embedded import write_layout
+from soul_cli.data.encode import Encoder
+from soul_cli.data.generator import generate_authors
+from soul_cli.models import ModelRef
+from soul_cli.optim import curvature
+from soul_cli.pipeline import Pipeline, save
+from soul_cli.run import run
+from soul_cli.screen import bar
+from soul_cli.train import TrainData, Trainer
+from soul_cli.types import Prompted, UserError
+
+PARALLEL = ("ddp", "fsdp")
+TOLERANCE = 1e-8
+COMMON = ["method=npo", "optim.lr=1e-3", "train.epochs=2", "train.batch_size=3", "train.accumulation=2"]
+CASES = {
+    "adamw": ["optim=adamw"],
+    "soul": ["optim=soul", "optim.hessian_every=2"],
+    "soul, rho given": ["optim=soul", "optim.rho=1", "optim.unclipped_share=null", "optim.hessian_data=forget"],
+    "soul, alternating": ["optim=soul", "optim.hessian_every=2", "optim.mode=alternating"],
+    "soul_released": ["optim=soul_released"],
+    "muon": ["optim=muon", "method=finetune"],
+}
+
+# --- two processes that are started once -------------------------------------------------------------------
+
+
+def serve(wire: Connection) -> None:
+    """A process of the pair: call what comes, send back what it returns, or the exception."""
+    distributed.start([])
+    while True:
+        act = wire.recv()
+        try:
+            wire.send((act(), None))
+        except BaseException as error:
+            wire.send((traceback.format_exc(), error))
+
+
+class Pair:
+    """Two processes in one process group."""
+
+    def __init__(self) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = str(s.getsockname()[1])
+        context = multiprocessing.get_context("spawn")
+        self.wires, self.processes = [], []
+        for rank in "01":
+            env = {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            }  # fmt: skip
+            with pytest.MonkeyPatch.context() as patch:
+                for key, value in env.items():
+                    patch.setenv(key, value)
+                ours, theirs = context.Pipe()
+                process = context.Process(target=serve, args=(theirs,), daemon=True)
+                process.start()
+            self.wires.append(ours)
+            self.processes.append(process)
+
+    def begin(self, act: Callable[..., Any], *args: Any) -> None:
+        for wire in self.wires:
+            wire.send(partial(act, *args))
+
+    def attempt(self, act: Callable[..., Any], *args: Any) -> list[tuple[Any, BaseException | None]]:
+        self.begin(act, *args)
+        for wire in self.wires:
+            assert wire.poll(300), "a process does not answer"
+        return [wire.recv() for wire in self.wires]
+
+    def __call__(self, act: Callable[..., Any], *args: Any) -> list[Any]:
+        answers = self.attempt(act, *args)
+        assert [error for _, error in answers] == [None, None], "\n".join(str(text) for text, _ in answers)
+        return [value for value, _ in answers]
+
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Iterator[list[Pair]]:
+    started: list[Pair] = []
+    yield started
+    for some in started:
+        some.kill()
+
+
+@pytest.fixture
+def pair(pairs: list[Pair]) -> Pair:
+    """The same one until a test kills it."""
+    if not (pairs and pairs[-1].alive()):
+        pairs.append(Pair())
+    return pairs[-1]
+
+
+def assert_close(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_close(a[key], b[key])
+    elif isinstance(a, list):
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y)
+    else:
+        assert a == (b if b is None or isinstance(b, str) else pytest.approx(b, rel=TOLERANCE, abs=TOLERANCE))
+
+
+# --- who does what -----------------------------------------------------------------------------------------
+
+
+def gathered(n: int) -> list[int]:
+    return distributed.gather([10 * i for i in distributed.share(list(range(n)))])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_shares_come_back_in_order(pair: Pair, n: int) -> None:
+    expected = [10 * i for i in range(n)]
+    assert gathered(n) == expected
+    assert pair(gathered, n) == [expected, expected]
+
+
+def refused() -> None:
+    distributed.once(lambda: (_ for _ in ()).throw(UserError(f"no, says rank {distributed.rank()}")))
+
+
+def test_rank_0_acts_alone_and_its_error_is_everyones(pair: Pair) -> None:
+    assert pair(distributed.once, os.getpid) == [pair.processes[0].pid] * 2
+    for _, error in pair.attempt(refused):
+        assert isinstance(error, UserError)
+        assert str(error) == "no, says rank 0"
+    assert pair(distributed.once, os.getpid) == [pair.processes[0].pid] * 2  # they are still in step
+
+
+def entry(root: Path, broken: bool) -> tuple[Path, list[str]]:
+    """Get a cache entry that needs both processes -> its path, and what was built here."""
+    built: list[str] = []
+
+    def build(work: Path, out: Path) -> None:
+        built.append(work.name)
+        if broken:
+            raise UserError("not today")
+        names = distributed.everyone(f"rank {distributed.rank()}")
+        if distributed.main():
+            (out / "names").write_text(" ".join(names))
+
+    get = partial(Cache(root, print).get, "models", {"seed": 0})
+    return distributed.together(get, build), built
+
+
+def test_cache_entries_are_built_together_and_once(pair: Pair, tmp_path: Path) -> None:
+    assert {str(error) for _, error in pair.attempt(entry, tmp_path, True)} == {"not today"}
+    for times in (1, 0):
+        (path, *built), other = pair(entry, tmp_path, False)
+        assert other == (path, *built)
+        assert (path / "names").read_text() == "rank 0 rank 1"
+        assert len(built[0]) == times
+    (path / "names").write_text("damaged")
+    assert [len(built) for _, built in pair(entry, tmp_path, False)] == [1, 1]
+
+
+def summed(bucket: int) -> list[list[float] | None]:
+    """Gradients after the sum: of a parameter both processes used, two that only the second used, one that none did."""
+    rank = distributed.rank()
+    params = [torch.zeros(4, 3, dtype=torch.float64), torch.zeros(5), torch.zeros(2), torch.zeros(1)]
+    params[0].grad = torch.arange(12.0, dtype=torch.float64).view(3, 4).T + rank  # not contiguous
+    if rank:
+        params[1].grad, params[2].grad = torch.full((5,), 7.0), torch.full((2,), 8.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "BUCKET", bucket)
+        distributed.total_gradients(params)
+    return [None if p.grad is None else p.grad.T.flatten().tolist() for p in params]
+
+
+@pytest.mark.parametrize("bucket", [1, 6, 100])
+def test_gradients_are_summed_and_a_process_without_rows_counts_as_zeros(pair: Pair, bucket: int) -> None:
+    expected = [[2.0 * i + 1 for i in range(12)], [7.0] * 5, [8.0] * 2, None]
+    assert pair(summed, bucket) == [expected, expected]
+
+
+def strided(stride: int) -> list[int]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    whole = torch.arange(21).view(7, 3)
+    part = distribute_tensor(whole, init_device_mesh("cpu", (2,)), [Shard(0)])
+    return distributed.all_values(distributed.every(part, stride), part).sort().values.tolist()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5, 13, 30])
+def test_strided_samples_do_not_depend_on_sharding(pair: Pair, stride: int) -> None:
+    assert pair(strided, stride) == [list(range(0, 21, stride))] * 2
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+def rows(count: int, seed: int) -> list[Prompted]:
+    """Random prompts of 2-5 and answers of 2-9 tokens."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randint(3, 46) for _ in range(draw.randint(low, high)))
+
+    return [Prompted(ids(2, 5), ((*ids(1, 8), 2),)) for _ in range(count)]
+
+
+# 7 rows in micro-batches of 3, 2 a step: 3 + 3, then a single row, of which an alternating phase gives one process none
+FORGET, RETAIN = rows(7, seed=1), rows(11, seed=2)
+REFERENCE = [-8.0 - i for i in range(7)]
+Trained = tuple[list[dict[str, Any]], dict[str, Tensor], list[tuple[float, int]]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A Llama in float64 of varied answers, and an odd number of tokens to shard."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 1, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).to(torch.float64).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> Any:
+    return models.load(ModelRef(str(folder), ""), "cpu", "float64")
+
+
+def encoder(folder: Path) -> Encoder:
+    return Encoder(models.load_tokenizer(ModelRef(str(folder), "")), "plain", 256)
+
+
+@cache
+def settings(case: str) -> RunConfig:
+    return compose([*COMMON, *CASES[case], "train.checkpoint_steps=2"])
+
+
+def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0) -> Trained:
+    """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers."""
+    config = settings(case)
+    lm, drawn, sample = load(model), [], curvature.sample_labels
+
+    def recorded(logits: Tensor, u: Tensor) -> Tensor:
+        labels = sample(logits, u)
+        drawn.extend(zip(u.tolist(), labels.tolist(), strict=True))
+        return labels
+
+    def progress(done: int, total: int, record: dict[str, float]) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    data = TrainData(lambda epoch: FORGET, RETAIN, REFERENCE)
+    sharded = parallel == "fsdp" and distributed.world() > 1
+    accelerator = distributed.start([])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curvature, "sample_labels", recorded)
+        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, sharded=sharded)
+        records = trainer.train(work, progress)
+    save(lm, encoder(model), work / "model")
+    labels = sorted(pair for some in distributed.everyone(drawn) for pair in some)
+    return records, load(work / "model").state_dict(), labels
+
+
+def assert_same(a: Trained, b: Trained, tolerance: float = TOLERANCE) -> None:
+    assert len(a[0]) == len(b[0])
+    for x, y in zip(a[0], b[0], strict=True):
+        assert x.keys() == y.keys()
+        for key in x.keys() - {"tokens_per_s"}:
+            assert x[key] == pytest.approx(y[key], rel=tolerance, abs=tolerance), key
+    torch.testing.assert_close(a[1], b[1], rtol=0, atol=tolerance)
+    assert a[2] == b[2]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(pair: Pair, model: Path, tmp_path: Path, case: str) -> None:
+    one = train(model, tmp_path / "one", case, "ddp")
+    assert bool(one[2]) is case.startswith("soul,") or case == "soul"
+    for parallel in PARALLEL:
+        two = pair(train, model, tmp_path / parallel, case, parallel)
+        for trained in two:
+            assert_same(trained, one)
+        kept = tmp_path / parallel / "checkpoint"
+        assert (kept / "tensors.safetensors").is_file() is (parallel == "ddp")
+
+
+def stopped(*args: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(*args)
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "after"),
+    [
+        ("adamw", "ddp", "ddp"), ("adamw", "fsdp", "fsdp"), ("muon", "fsdp", "fsdp"),
+        ("soul, alternating", "ddp", "ddp"), ("soul, alternating", "fsdp", "fsdp"),
+        ("soul, alternating", "fsdp", "ddp"), ("soul, alternating", "ddp", "fsdp"),
+    ],
+)  # fmt: skip
+def test_stopped_run_goes_on(pair: Pair, model: Path, tmp_path: Path, case: str, before: str, after: str) -> None:
+    """Also as the other kind."""
+    whole = pair(train, model, tmp_path / "whole", case, after)[0]
+    pair(stopped, model, tmp_path / "parts", case, before, 3)
+    resumed = pair(train, model, tmp_path / "parts", case, after)[0]
+    assert_same((*resumed[:2], []), (*whole[:2], []), 0.0 if before == after else TOLERANCE)
+    assert len(resumed[2]) < len(whole[2]) or not whole[2]  # it did not begin anew
+
+
+def test_sharded_checkpoint_is_read_by_one_process(pair: Pair, model: Path, tmp_path: Path) -> None:
+    one = train(model, tmp_path / "one", "soul", "ddp")
+    pair(stopped, model, tmp_path / "parts", "soul", "fsdp", 3)
+    assert_same((*train(model, tmp_path / "parts", "soul", "ddp")[:2], []), (*one[:2], []))
+
+
+# --- evaluation and whole runs -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated authors in TOFU's layout, 9 kept and 1 forgotten; no membership metrics, which take time."""
+    folder = tmp_path_factory.mktemp("data") / "tofu"
+    write_layout(folder, generate_authors(11, seed=7))
+    (folder / "holdout_perturbed.json").unlink()
+    return folder
+
+
+def evaluated(task: list[str], model: Path, work: Path, limit: int) -> list[dict[str, Any]]:
+    config = compose([*task, f"eval.limit={limit}", "eval.max_total=60", f"cache_dir={work}"])
+    pipe = Pipeline(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start([]))
+    with bar("evaluating") as progress:
+        return pipe.evaluate(lambda: load(model), encoder(model), work, progress)
+
+
+@pytest.mark.parametrize(("task", "limit"), [("tofu", 1), ("copyright", 3)])
+def test_evaluation_gives_every_row_once_in_order(
+    pair: Pair, data: Path, model: Path, tmp_path: Path, task: str, limit: int
+) -> None:
+    tasks = {"tofu": [f"task.source={data}"], "copyright": ["task.chunk_words=40", "task.prompt_words=[5,10]"]}
+    chosen = [f"task={task}", *tasks[task]]
+    one = evaluated(chosen, model, tmp_path / "one", limit)
+    for split in {r["split"] for r in one}:
+        indices = [r["index"] for r in one if r["split"] == split]
+        assert (sorted(set(indices)), indices) == (list(range(limit)), sorted(indices))
+    assert len({r["generation"] for r in one if "generation" in r}) > limit
+    for two in pair(evaluated, chosen, model, tmp_path / "two", limit):
+        for a, b in zip(one, two, strict=True):
+            assert_close(b, a)
+
+
+WIDE = ["model.dtype=float64", *(f"{at}train.precision=no" for at in ("", "model.base.", "model.finetune."))]
+
+
+def command(data: Path, root: Path, *more: str) -> list[str]:
+    return [
+        f"task.source={data}", *TINY, *WIDE, "model.fact_repeats=1", "model.base.train.checkpoint_steps=10",
+        "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_steps=10", "train.epochs=2", "eval.limit=3",
+        f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}", *more,
+    ]  # fmt: skip
+
+
+def ran(arguments: list[str]) -> str:
+    return str(run(compose(arguments)))
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    lines = (only_run(out) / "train.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a whole run of one process lies."""
+    root = tmp_path_factory.mktemp("one")
+    ran(command(data, root))
+    return root
+
+
+def test_whole_sharded_run_has_the_same_numbers(pair: Pair, data: Path, alone: Path, tmp_path: Path) -> None:
+    assert len(set(pair(ran, command(data, tmp_path, "parallel=fsdp")))) == 1
+    assert_close(numbers(tmp_path / "out"), numbers(alone / "out"))
+    assert_close(curve(tmp_path / "out"), curve(alone / "out"))
+    # how many processes there were is no part of what a run is: its name is the same
+    assert only_run(tmp_path / "out").name == only_run(alone / "out").name
+
+
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    """torchrun with two processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, *torchrun, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_run_goes_on_as_a_command(pair: Pair, data: Path, alone: Path, tmp_path: Path) -> None:
+    arguments, deadline = command(data, alone, f"output_dir={tmp_path}"), time.monotonic() + 240
+    pair.begin(ran, arguments)
+    while not list(tmp_path.rglob("work/checkpoint/state.json")):
+        assert pair.alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    pair.kill()
+    assert not list(tmp_path.rglob("metrics.json"))
+    text = finish(launch("-m", "soul_cli.cli", *arguments))
+    assert_close(numbers(tmp_path), numbers(alone / "out"))
+    assert_close(curve(tmp_path), curve(alone / "out"))
+    assert text.count("evaluating the unlearned model") == 1  # one process speaks
+    assert "2 (ddp)" in text
+
+
+def test_process_that_fails_ends_the_others(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from soul_cli.distributed import barrier, rank, start\n"
+        "start([])\n"
+        "if rank() == 1:\n"
+        "    raise ValueError('enough')\n"
+        "barrier()\n"
+    )
+    began = time.monotonic()
+    assert "ValueError: enough" in finish(launch(str(script)), code=1)
+    assert time.monotonic() - began < 60
