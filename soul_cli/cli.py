@@ -8,6 +8,8 @@ import sys
 import time
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# batches come in hundreds of shapes; by default torch's CPU kernels keep a primitive for each, a gigabyte in all
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by a launcher
 GRACE = 5.0  # seconds
 

@@ -13,7 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli import results
-from soul_cli.cache import Cache, code_digest, digest, locked, read_json
+from soul_cli.cache import Cache, code_digest, digest, locked, read_json, sha256
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
 from soul_cli.evaluate import general
@@ -35,6 +35,7 @@ def run(config: RunConfig) -> Path:
             "config": config.identity(),
             "data": data.digest,
             "models": [ref.digest for ref in pipe.ready()],
+            "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
             "code": code_digest(*TRAINING, *EVALUATION),
             "versions": versions(),
         }
@@ -95,7 +96,7 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     with timed(seconds, "evaluate_original"):
         rows["original"] = pipe.rows(target, "the original model")
     with timed(seconds, "evaluate_retain_trained"):
-        kept = given_rows(Path(task.retain_rows)) if task.retain_rows else None
+        kept = read_rows(rows_of(task.retain_rows)) if task.retain_rows else None
         if retain is not None:
             kept = pipe.rows(retain, "the retain-trained model")
         if kept is not None:
@@ -166,12 +167,16 @@ def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> Non
     once(publish)
 
 
-def given_rows(path: Path) -> list[Row]:
-    """Rows of task.retain_rows: a rows.jsonl, or a run folder that has one."""
-    file = path / "rows.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"task.retain_rows={path}: no such file (a rows.jsonl, or a run folder)")
-    return read_rows(file)
+def rows_of(given: str) -> Path:
+    """The file of task.retain_rows: a rows file, or that of a run folder.
+
+    Of a run folder it is the unlearned model's, with method=none the original's.
+    """
+    path = Path(given).expanduser()
+    for file in (path / "rows.jsonl", path / "rows_original.jsonl", path):
+        if file.is_file():
+            return file
+    raise UserError(f"task.retain_rows={given}: no such file (a rows.jsonl, or a run folder)")
 
 
 @contextmanager

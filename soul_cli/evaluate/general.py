@@ -132,11 +132,12 @@ def evaluate(
             model, loaded, limit=config.limit, bootstrap_iters=1000, log_samples=False,
             system_instruction=f"{system}\n\n" if system else None,
         )  # fmt: skip
-    rows = [_row(task, results, config.limit, model.cut) for task in results["results"]]
+    cut = model.cut if len(loaded["tasks"]) == 1 else None
+    rows = [_row(task, results, config.limit, cut) for task in results["results"]]
     return [row for row in rows if row["metrics"]]
 
 
-def _row(task: str, results: dict[str, Any], limit: int | None, cut: int) -> Row:
+def _row(task: str, results: dict[str, Any], limit: int | None, cut: int | None) -> Row:
     scores = results["results"][task]
     metrics = {}
     for key, value in scores.items():
@@ -157,7 +158,7 @@ def _row(task: str, results: dict[str, Any], limit: int | None, cut: int) -> Row
         "metrics": metrics,
         "n": scores.get("sample_len", 0),
         "limit": limit,
-        "cut": cut,  # requests of this name that lost their beginning: longer than the model reads
+        "cut": cut,  # requests that lost their beginning, being longer than the model reads; None: of a group
     }
 
 

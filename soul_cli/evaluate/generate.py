@@ -26,18 +26,24 @@ def greedy(
     """The greedy continuation of each prompt, without its EOS; prompt + answer have at most max_total tokens.
 
     most_new: for each prompt the most tokens to generate, where max_total leaves more.
-    Prompts are batched by length and padded on the left.  A row that has ended leaves the batch, cache and all,
-    as soon as that frees a quarter of it.
+    budget: padded tokens a batch.  Prompts are batched by length and padded on the left.  A row that has ended leaves
+    the batch, cache and all, as soon as that frees a quarter of it.
     """
     outputs: list[list[int]] = [[] for _ in prompts]
+    room = [max_total - len(p) for p in prompts]
+    if most_new is not None:
+        room = [min(r, n) for r, n in zip(room, most_new, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    size = max(1, budget // max_total)
-    for at in range(0, len(order), size):
-        indices = order[at : at + size]
-        room = [max_total - len(prompts[i]) for i in indices]
-        if most_new is not None:
-            room = [min(r, most_new[i]) for r, i in zip(room, indices, strict=True)]
-        _decode(lm, prompts, indices, outputs, eos, room, autocast)
+    while order:
+        indices: list[int] = []
+        most = 0
+        for i in order:  # the longest prompt so far
+            most = max(most, room[i])
+            if indices and (len(prompts[i]) + most) * (len(indices) + 1) > budget:
+                break
+            indices.append(i)
+        order = order[len(indices) :]
+        _decode(lm, prompts, indices, outputs, eos, [room[i] for i in indices], autocast)
         progress(len(indices))
     return outputs
 
