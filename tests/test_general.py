@@ -161,7 +161,7 @@ def test_rows_come_after_the_splits_and_a_finished_task_is_kept(
 ) -> None:
     config = compose(["eval.lm_eval.tasks=[piqa,rte]"])
     pipe = Pipeline(config, SimpleNamespace(splits={"forget": [1, 2]}), Cache(tmp_path, print), None)
-    monkeypatch.setattr(type(config.task), "evaluate", lambda self, lm, **_: [{"split": "forget", "index": 0}])
+    monkeypatch.setattr(type(config.task), "evaluate", lambda *_: [{"split": "forget", "index": 0}])
     asked: list[str] = []
 
     def evaluate(lm: Any, *, name: str, system: str, **_: Any) -> list[Row]:
