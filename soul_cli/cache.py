@@ -75,6 +75,14 @@ def read_json(path: Path, default: Any) -> Any:
         return default
 
 
+def read_lines(path: Path) -> list[Any]:
+    """The values of a JSON Lines file, blank lines left out.
+
+    Not splitlines: JSON leaves U+2028 and the like as they are.
+    """
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8."""
     write_bytes(path, text.encode())

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from soul_cli import models
 from soul_cli.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
-from soul_cli.cache import Cache, code_digest, digest, read_json, write_text
+from soul_cli.cache import Cache, code_digest, digest, read_json, read_lines, write_text
 from soul_cli.config import Parallel, RunConfig, plain
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
@@ -265,7 +265,7 @@ class Pipeline:
             if main():
                 write_rows(out / "rows.jsonl", rows)
 
-        return read_rows(self._entry("rows", key, build) / "rows.jsonl")
+        return read_lines(self._entry("rows", key, build) / "rows.jsonl")
 
     def _rows_key(self, ref: ModelRef, system: str) -> dict[str, Any]:
         model = self.config.model
@@ -339,8 +339,3 @@ def save(lm: Any, encoder: Encoder, out: Path) -> None:
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_rows(path: Path) -> list[Row]:
-    # not splitlines: JSON leaves U+2028 and the like as they are
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -16,7 +16,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from soul_cli.cache import PACKAGE, write_text
+from soul_cli.cache import PACKAGE, read_lines, write_text
 from soul_cli.screen import console, say
 from soul_cli.types import Metric, Row
 
@@ -133,8 +133,7 @@ def show_answers(folder: Path, models: list[str], count: int = 3) -> None:
     """`count` forget questions, the same for every run, with each model's answer."""
     answers: dict[str, list[Row]] = {}
     for name in models:
-        with (folder / rows_file(name)).open(encoding="utf-8") as f:
-            answers[name] = [row for row in map(json.loads, f) if row["split"] == "forget"]
+        answers[name] = [row for row in read_lines(folder / rows_file(name)) if row["split"] == "forget"]
     some = next(iter(answers.values()))
     for i in sorted(random.Random(0).sample(range(len(some)), min(count, len(some)))):
         table = Table(

@@ -13,15 +13,17 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli import results
-from soul_cli.cache import Cache, code_digest, digest, locked, read_json, sha256
+from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
 from soul_cli.evaluate import general
 from soul_cli.models import ModelRef
-from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, read_rows, save, versions, write_rows
+from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, save, versions, write_rows
 from soul_cli.plan import describe
 from soul_cli.screen import Bar, bar, say
 from soul_cli.types import Metric, Row, UserError
+
+WORK = "work"  # in a run folder, until the run is finished: checkpoints, the unlearned model, finished splits
 
 
 def run(config: RunConfig) -> Path:
@@ -96,7 +98,7 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     with timed(seconds, "evaluate_original"):
         rows["original"] = pipe.rows(target, "the original model")
     with timed(seconds, "evaluate_retain_trained"):
-        kept = read_rows(rows_of(task.retain_rows)) if task.retain_rows else None
+        kept = read_lines(rows_of(task.retain_rows)) if task.retain_rows else None
         if retain is not None:
             kept = pipe.rows(retain, "the retain-trained model")
         if kept is not None:
@@ -124,13 +126,13 @@ def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]], s
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
     results.write_metrics(folder, key, config.plain(), summaries, absent, seconds, task.headline())
-    shutil.rmtree(folder / "work", ignore_errors=True)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, float]) -> list[Row]:
     """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends."""
     config = pipe.config
-    work = folder / "work"
+    work = folder / WORK
     model = work / "model"
     if not once(model.is_dir):
         set_seed(config.seed)
@@ -152,7 +154,7 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, 
 
 def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> None:
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
-    config, work = pipe.config, folder / "work"
+    config, work = pipe.config, folder / WORK
     temporary = work / ".model"
     lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
     records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)

@@ -15,6 +15,7 @@ import pytest
 
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
+from soul_cli.run import WORK
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
@@ -67,7 +68,7 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     for name in ("config.yaml", "environment.json", "train.jsonl", "rows.jsonl", "metrics.json"):
         assert (folder / name).stat().st_size, name
     assert {p.name for p in (folder / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert not (folder / "work").exists()
+    assert not (folder / WORK).exists()
     steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps] == list(range(1, 21))  # 20 forget rows, batch 4, 4 epochs
     assert {"loss_forget", "loss_retain", "grad_norm", "clip_factor", "unclipped_share", "m_norm", "h_l1",
@@ -105,8 +106,8 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
     cache = tmp_path / "cache"
     moments = {  # no rglob: it would look into folders that are being renamed
         "fine-tuning": lambda out: any(cache.glob("models/*.work/checkpoint/state.json")),
-        "unlearning": lambda out: any(out.glob("*/*/work/checkpoint/state.json")),
-        "evaluation": lambda out: any(out.glob("*/*/work/rows_forget.json")),
+        "unlearning": lambda out: any(out.glob(f"*/*/{WORK}/checkpoint/state.json")),
+        "evaluation": lambda out: any(out.glob(f"*/*/{WORK}/rows_forget.json")),
     }
     for name, seen in moments.items():
         out = tmp_path / name

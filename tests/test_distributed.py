@@ -32,7 +32,7 @@ from soul_cli.data.generator import generate_authors
 from soul_cli.models import ModelRef
 from soul_cli.optim import curvature
 from soul_cli.pipeline import Pipeline, save
-from soul_cli.run import run
+from soul_cli.run import WORK, run
 from soul_cli.screen import bar
 from soul_cli.train import TrainData, Trainer
 from soul_cli.types import Prompted, UserError
@@ -430,7 +430,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 def test_killed_run_goes_on_as_a_command(pair: Pair, data: Path, alone: Path, tmp_path: Path) -> None:
     arguments, deadline = command(data, alone, f"output_dir={tmp_path}"), time.monotonic() + 240
     pair.begin(ran, arguments)
-    while not list(tmp_path.glob("*/*/work/checkpoint/state.json")):
+    while not list(tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")):
         assert pair.alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)

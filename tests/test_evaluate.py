@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from soul_cli.cache import read_lines
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import Scored, score
 from soul_cli.models import AnswerModel
-from soul_cli.pipeline import read_rows, write_rows
+from soul_cli.pipeline import write_rows
 from soul_cli.types import Prompted
 
 GROUPS = [
@@ -154,4 +155,4 @@ def test_prompts_without_room_get_no_answer(lm: Any):
 def test_rows_come_back_as_they_were_written(tmp_path: Path, text: str):
     rows = [{"split": "forget", "generation": text, "nll": 0.1}, {"split": "retain", "correct": [1, 0]}]
     write_rows(tmp_path / "rows.jsonl", rows)
-    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert read_lines(tmp_path / "rows.jsonl") == rows

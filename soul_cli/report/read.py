@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from soul_cli.cache import read_lines
 from soul_cli.results import rows_file
 from soul_cli.types import Row, UserError
 
@@ -86,8 +87,7 @@ def label(row: tuple[str, str]) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8", newline="\n") as f:  # an answer may hold other kinds of line ends
-            return [json.loads(line) for line in f]
+        return read_lines(path)
     except ValueError as error:
         raise UserError(f"{path} is not JSON lines: {error}") from None
 

@@ -6,7 +6,6 @@ files; what makes a prompt or a score out of a document is lm-eval's own where i
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +13,12 @@ from typing import Any
 
 from datasets import Dataset
 
-
-def _rows(path: str) -> list[dict[str, Any]]:
-    # not splitlines: JSON leaves U+2028 and the like as they are
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+from soul_cli.cache import read_lines
 
 
 def read(path: str, **_: Any) -> dict[str, Dataset]:
     """A JSON Lines file, a document a line, as the split `test`."""
-    return {"test": Dataset.from_list(_rows(path))}
+    return {"test": Dataset.from_list(read_lines(Path(path)))}
 
 
 def hellaswag(path: str, **_: Any) -> dict[str, Dataset]:
@@ -36,7 +32,7 @@ def articles(path: str, **_: Any) -> dict[str, Dataset]:
     """WikiText lines ({"text": line}, a blank line empty) joined to one document an article, as in the hub's
     EleutherAI/wikitext_document_level: an article begins at a title of the first level, ` = Title = `.
     """
-    lines = "".join(row["text"] or " \n" for row in _rows(path)).split("\n")
+    lines = "".join(row["text"] or " \n" for row in read_lines(Path(path))).split("\n")
     starts = [i for i, line in enumerate(lines) if _is_title(line.strip())]
     return {"test": Dataset.from_list([{"page": "\n".join(lines[a:b])} for a, b in pairwise([*starts, len(lines)])])}
 
