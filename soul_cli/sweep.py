@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -58,14 +59,14 @@ def expand(grids: Sequence[dict[str, Any]], given: Sequence[Member]) -> list[Mem
 
 
 class Members(Sweeper):
-    """The sweeper behind `hydra/sweeper: members`.  validation: seeds, and overrides that make a run cheaper."""
+    """The sweeper behind `hydra/sweeper: members`; its arguments are explained there."""
 
     config: DictConfig
     hydra_context: HydraContext
     launcher: Launcher
 
-    def __init__(self, grids: Any, seeds: Any, validation: Any):
-        self.grids, self.seeds, self.validation = map(plain, (grids, seeds, validation))
+    def __init__(self, grids: Any, choose: Any):
+        self.grids, self.choose = plain(grids), plain(choose)
         self.started = 0
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -77,36 +78,40 @@ class Members(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Outcome]:
         """Run all members; ends with their table and, where some failed, with an error that names them."""
         members = expand(self.grids, self._given(arguments))
-        if self.validation is None:
-            outcomes = self._run(self._on(members, self.seeds))
+        if self.choose is None:
+            outcomes = self._run(members)
             show(outcomes)
         else:
-            out = self.config.output_dir
-            grid = self._on(members, self.validation["seeds"], **self.validation["overrides"])
-            tried = self._run([m | {"output_dir": f"{out}/{VALIDATION}"} for m in grid])
-            chosen = self._on(choose(tried), self.seeds)
-            outcomes = self._run([m | {"output_dir": f"{out}/{REPORTED}"} for m in chosen])
-            show(outcomes)
-            outcomes = [*tried, *outcomes]
+            outcomes = self._choose(members)
         fail(outcomes)
         return outcomes
+
+    def _choose(self, members: list[Member]) -> list[Outcome]:
+        """Try every setting on the validation seeds, then run the best ones on the seeds to report."""
+        out, seeds = self.config.output_dir, [m["seed"] for m in members if "seed" in m] or self.choose["seeds"]
+        cheaper = {k: str(v) for k, v in self.choose["validation_overrides"].items()}
+        settings = expand([{"seed": self.choose["validation_seeds"]}], [without(m, "seed") for m in members])
+        tried = self._run(settings, cheaper | {"output_dir": f"{out}/{VALIDATION}"})
+        reported = expand([{"seed": seeds}], best(tried))
+        outcomes = self._run(reported, {"output_dir": f"{out}/{REPORTED}"})
+        show(outcomes)
+        if any(o.folder for o in outcomes):
+            say_report("--compare", str(out))
+        return [*tried, *outcomes]
 
     def _given(self, arguments: list[str]) -> list[Member]:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         (lines,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
         return [dict(word.split("=", 1) for word in line) for line in lines]
 
-    @staticmethod
-    def _on(members: list[Member], seeds: list[int], **more: Any) -> list[Member]:
-        """The members on each seed, unless the member has a seed of its own."""
-        extra = {k: str(v) for k, v in more.items()}
-        each = [{"seed": str(s)} for s in seeds] or [{}]
-        return [dict(m) for m in dict.fromkeys(tuple((s | m | extra).items()) for m in members for s in each)]
+    def _run(self, members: list[Member], more: Member | None = None) -> list[Outcome]:
+        """Launch the members, each with `more`; their outcomes in the same order."""
+        from soul_cli.screen import say
 
-    def _run(self, members: list[Member]) -> list[Outcome]:
-        self._check(members)
-        say_plan(members)
-        returns = self.launcher.launch([words(m) for m in members], initial_job_idx=self.started)
+        lines = [words(m | (more or {})) for m in members]
+        self._check(lines)
+        say(f"sweep of {len(lines)} members")
+        returns = self.launcher.launch(lines, initial_job_idx=self.started)
         self.started += len(members)
         outcomes = []
         for member, done in zip(members, returns, strict=True):
@@ -116,24 +121,28 @@ class Members(Sweeper):
                 outcomes.append(Outcome(member, None, str(error) or type(error).__name__))
         return outcomes
 
-    def _check(self, members: list[Member]) -> None:
+    def _check(self, lines: list[list[str]]) -> None:
         """Every member's configuration, before the first of them costs anything."""
         from soul_cli.config import load
         from soul_cli.types import UserError
 
-        for member in members:
-            raw = self.hydra_context.config_loader.load_sweep_config(self.config, words(member))
+        for line in lines:
+            raw = self.hydra_context.config_loader.load_sweep_config(self.config, line)
             try:
                 load(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
             except UserError as error:
-                raise UserError(f"{error} (member {' '.join(words(member))}; none has been run)") from None
+                raise UserError(f"{error} (member {' '.join(line)}; none has been run)") from None
 
 
 def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def choose(outcomes: Iterable[Outcome]) -> list[Member]:
+def without(member: Member, key: str) -> Member:
+    return {k: v for k, v in member.items() if k != key}
+
+
+def best(outcomes: Iterable[Outcome]) -> list[Member]:
     """Of each method and optimizer the setting with the best selection score, mean over its seeds.
 
     A setting that failed on a seed, as one that diverges, scores 0 there.
@@ -142,35 +151,37 @@ def choose(outcomes: Iterable[Outcome]) -> list[Member]:
 
     cells: dict[tuple[str, ...], dict[Setting, list[float]]] = {}
     for o in outcomes:
-        setting: Setting = tuple((k, v) for k, v in o.member.items() if k not in ("seed", "output_dir"))
         cell = tuple(o.member.get(k, "") for k in ("task", "method", "optim"))
+        setting: Setting = tuple(without(o.member, "seed").items())
         score = 0.0
         if o.folder is not None:
             content = json.loads((o.folder / "metrics.json").read_text())
             score = TASKS[content["task"]].selection_score(content["models"])
         cells.setdefault(cell, defaultdict(list))[setting].append(score)
-    best = (max(scores, key=lambda setting: fmean(scores[setting])) for scores in cells.values())
-    return [dict(setting) for setting in best]
-
-
-def say_plan(members: list[Member]) -> None:
-    from soul_cli.screen import say
-
-    say(f"sweep    {len(members)} members")
+    chosen = []
+    for scores in cells.values():
+        means = [(fmean(some), setting) for setting, some in scores.items()]
+        chosen.append(dict(max(means, key=itemgetter(0))[1]))
+    return chosen
 
 
 def show(outcomes: list[Outcome]) -> None:
     """The table of the finished members."""
+    folders = sorted({str(o.folder) for o in outcomes if o.folder is not None})
+    if len(folders) > 1:
+        say_report(*folders)
+
+
+def say_report(*given: str) -> None:
+    """What soul-report prints for these arguments."""
     from soul_cli.report.cli import arguments, report
     from soul_cli.screen import console, say
     from soul_cli.types import UserError
 
-    folders = sorted({str(o.folder) for o in outcomes if o.folder is not None})
-    if len(folders) > 1:
-        try:
-            console.print(report(arguments(folders)), markup=False, soft_wrap=True)
-        except UserError as error:  # as where a row has several settings: there is nothing wrong with the runs
-            say(f"no table: {error}")
+    try:
+        console.print(report(arguments(list(given))), markup=False, soft_wrap=True)
+    except UserError as error:  # as where a row has several settings: there is nothing wrong with the runs
+        say(f"no table: {error}")
 
 
 def fail(outcomes: list[Outcome]) -> None:

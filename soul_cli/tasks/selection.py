@@ -15,15 +15,20 @@ def value(models: Models, model: str, metric: str) -> float:
     return models[model][metric]["value"]
 
 
+def share(now: float, original: float) -> float:
+    """What is left of the original's value, where higher is better; 1 where there was nothing to lose."""
+    return now / original if original else 1.0
+
+
 def kept(models: Models, metric: str) -> float:
-    """This run's value relative to the original model's, where higher is better."""
-    return value(models, "this_run", metric) / value(models, "original", metric)
+    return share(value(models, "this_run", metric), value(models, "original", metric))
 
 
 def near(models: Models, metric: str) -> float:
     """1 at the retain-trained model's value, 0 at the original's and at as far on the other side as can be."""
     original, floor, now = (value(models, m, metric) for m in ("original", "retain_trained", "this_run"))
-    return 1 - abs(now - floor) / max(floor, original - floor if now > floor else floor)
+    gap = max(floor, original - floor if now > floor else floor)
+    return 1 - abs(now - floor) / gap if gap else float(now == floor)
 
 
 def harmonic(parts: list[float]) -> float:

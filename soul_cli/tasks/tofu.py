@@ -15,7 +15,7 @@ from soul_cli.evaluate.likelihood import Scored, score
 from soul_cli.models import AnswerModel
 from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
-from soul_cli.tasks.selection import Models, harmonic, kept, near, value
+from soul_cli.tasks.selection import Models, harmonic, kept, near, share, value
 from soul_cli.types import QA, Metric, Prompted, Row, UserError
 
 
@@ -163,6 +163,4 @@ class TOFU:
             for model in ("this_run", "original")
         ]
         distance = models["this_run"]["forget_quality"]["extra"]["D"]
-        return harmonic(
-            [kept(models, "retain_rougeL"), facts[0] / facts[1], 1 - distance, near(models, "forget_rougeL")]
-        )
+        return harmonic([kept(models, "retain_rougeL"), share(*facts), 1 - distance, near(models, "forget_rougeL")])
