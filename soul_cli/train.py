@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli import checkpoint
+from soul_cli import checkpoint, cost
 from soul_cli.cache import read_json
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
 from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
@@ -223,9 +223,11 @@ class Trainer:
         if share.retain:
             terms[1] = self.method.retain_loss(Answers(logps[n:], tokens[n:], None), counts[1])
         (terms[0] + phase.retain_weight * terms[1]).backward()
+        cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
         return [float(t.detach()) for t in terms]
 
     def _logits(self, batch: Batch) -> Tensor:
+        cost.count(forward_passes=1)
         with autocast(self.device, self.config.precision):
             return self.model(batch)
 
@@ -308,6 +310,11 @@ class Trainer:
                         self._save(work, records)
                 index += 1
         self.model.eval()
+        states = (t for phase in self.phases for state in phase.optimizer.state.values() for t in state.values())
+        cost.count(
+            parameter_bytes=cost.tensor_bytes(self.model.parameters()),
+            optimizer_state_bytes=cost.tensor_bytes(t for t in states if isinstance(t, Tensor)),
+        )
         return records
 
     @staticmethod

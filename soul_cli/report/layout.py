@@ -63,6 +63,17 @@ GENERAL = Group("General ability", "", (
     Column("truthfulqa_mc2", "TruthfulQA MC2", brief=False),
 ))  # fmt: skip
 
+COST = Group("Cost", "", (
+    Column("unlearn_seconds", "Unlearn s"),
+    Column("unlearn_peak_mb", "Peak MB"),
+    Column("optimizer_state_mb", "States MB"),
+    Column("parameter_mb", "Weights MB", brief=False),
+    Column("unlearn_tokens", "Tokens", brief=False),
+    Column("unlearn_forward_passes", "Forward", brief=False),
+    Column("unlearn_backward_passes", "Backward", brief=False),
+    Column("evaluate_seconds", "Evaluate s", brief=False),
+))  # fmt: skip
+
 LAYOUTS = {
     "tofu": Layout(
         axes=(("forget_rougeL", "retain_rougeL"),),
@@ -115,6 +126,7 @@ LAYOUTS = {
                 Column("utility_soul", "Utility (SOUL)", brief=False),
                 Column("displacement", "‖Δθ‖", brief=False),
             )),
+            COST,
         ),
     ),
     "copyright": Layout(
@@ -142,6 +154,7 @@ LAYOUTS = {
             )),
             GENERAL,
             Group("Overall", "", (Column("displacement", "‖Δθ‖", brief=False),)),
+            COST,
         ),
     ),
 }  # fmt: skip
@@ -159,7 +172,7 @@ def layout_of(task: str, headline: list[str]) -> Layout:
         return replace(layout, groups=(*layout.groups, Group("Other", "", more)))
     forget = next((m for m in headline if m.startswith("forget")), "")
     keep = next((m for m in headline if m.startswith("retain")), "")
-    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), ((forget, keep),))
+    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)), COST), ((forget, keep),))
 
 
 def rank(method: str, optim: str) -> tuple[int, int]:

@@ -18,6 +18,20 @@ BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
 # the first two are settings of input_based
 WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+MB = 1e6
+# phase -> name in the tables -> field of soul_cli.cost.Cost, unit
+COSTS: dict[str, dict[str, tuple[str, float]]] = {
+    "unlearn": {
+        "unlearn_seconds": ("seconds", 1),
+        "unlearn_peak_mb": ("peak_memory_bytes", MB),
+        "optimizer_state_mb": ("optimizer_state_bytes", MB),
+        "parameter_mb": ("parameter_bytes", MB),
+        "unlearn_tokens": ("training_tokens", 1),
+        "unlearn_forward_passes": ("forward_passes", 1),
+        "unlearn_backward_passes": ("backward_passes", 1),
+    },
+    "evaluate": {"evaluate_seconds": ("seconds", 1)},
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Run:
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, Number]]:
-        """Model -> metric -> number, with the two that metrics.json has in other places: D and ‖Δθ‖."""
+        """Model -> metric -> number, with those that metrics.json has in other places: D, ‖Δθ‖ and the costs."""
         out: dict[str, dict[str, Number]] = {}
         for model, metrics in self.content["models"].items():
             out[model] = {k: Number(m["value"], m["goal"], m["n"]) for k, m in metrics.items()}
@@ -72,7 +86,17 @@ class Run:
                 out[model]["forget_quality_D"] = Number(quality["extra"]["D"], "down", quality["n"])
         if self.steps and "displacement" in self.steps[-1] and "this_run" in out:
             out["this_run"]["displacement"] = Number(self.steps[-1]["displacement"], "")
+        if "this_run" in out:
+            out["this_run"] |= self._costs()
         return out
+
+    def _costs(self) -> dict[str, Number]:
+        """What this row cost by itself.  What cannot be known is absent."""
+        found: dict[str, Number] = {}
+        for phase, names in COSTS.items():
+            spent = self.content["cost"].get(phase, {})
+            found |= {name: Number(spent[key] / unit, "") for name, (key, unit) in names.items() if spent.get(key)}
+        return found
 
     def rows(self, model: str) -> list[Row]:
         """Evaluated examples of one model, without the lists by token; empty where the file is not there."""
@@ -104,7 +128,7 @@ def read_run(folder: Path) -> Run:
     file = folder / "metrics.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["task"], content["method"], content["optim"], content["models"]["original"]
+        content["task"], content["method"], content["optim"], content["models"]["original"], content["cost"]
         file = folder / "config.yaml"
         config = flat(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
     except FileNotFoundError:
