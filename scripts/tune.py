@@ -4,11 +4,8 @@
     python scripts/tune.py run TASK [PART/PARTS]   # TASK: tofu, copyright; finished runs are not repeated
     python scripts/tune.py write TASK              # results/tuning_TASK_embedded.csv and configs/tuned/*.yaml
 
-A setting's score is a harmonic mean of parts in [0, 1]; 1 is a model that forgot like the retain-trained one and kept
-everything else.  tofu: ROUGE-L kept on the retain set; real-author and world-fact accuracy kept (each relative to the
-original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the retain-trained model's, from
-either side.  copyright: ROUGE-L kept on the retain books; held-out perplexity kept; nearness of the forget ROUGE-L at
-both prompt lengths.
+A setting's score is the task's selection score (soul_cli/tasks/*_metrics.py); 1 is a model that forgot like the
+retain-trained one and kept everything else.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -58,28 +54,6 @@ def value(models: Models, model: str, metric: str) -> float:
     return models[model][metric]["value"]
 
 
-def near(models: Models, metric: str) -> float:
-    """1 at the retain-trained model's value, 0 at the original's and at as far on the other side as can be."""
-    original, floor, now = (value(models, m, metric) for m in ("original", "retain_trained", "this_run"))
-    return 1 - abs(now - floor) / max(floor, original - floor if now > floor else floor)
-
-
-def tofu_parts(models: Models) -> list[float]:
-    kept = value(models, "this_run", "retain_rougeL") / value(models, "original", "retain_rougeL")
-    facts = [
-        value(models, m, "real_authors_acc") + value(models, m, "world_facts_acc") for m in ("this_run", "original")
-    ]
-    distance = models["this_run"]["forget_quality"]["extra"]["D"]
-    return [kept, facts[0] / facts[1], 1 - distance, near(models, "forget_rougeL")]
-
-
-def copyright_parts(models: Models) -> list[float]:
-    kept = value(models, "this_run", "retain_rougeL_20") / value(models, "original", "retain_rougeL_20")
-    fluent = value(models, "original", "heldout_ppl") / value(models, "this_run", "heldout_ppl")
-    return [kept, fluent, near(models, "forget_rougeL_20"), near(models, "forget_rougeL_60")]
-
-
-PARTS: dict[str, Callable[[Models], list[float]]] = {"tofu": tofu_parts, "copyright": copyright_parts}
 SHOWN = {
     "tofu": (
         "forget_quality", "forget_rougeL", "retain_rougeL", "real_authors_acc", "world_facts_acc", "model_utility",
@@ -89,8 +63,12 @@ SHOWN = {
 
 
 def score(task: str, models: Models) -> float:
-    parts = PARTS[task](models)
-    return 0.0 if min(parts) <= 0 else len(parts) / sum(1 / min(p, 1.0) for p in parts)
+    """The task's selection score."""
+    from soul_cli.config import compose
+    from soul_cli.types import Metric
+
+    known = {name: {k: Metric(**m) for k, m in some.items()} for name, some in models.items()}
+    return compose([f"task={task}"]).task.selection_score(known)
 
 
 def folder(task: str) -> Path:

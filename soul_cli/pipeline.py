@@ -26,7 +26,7 @@ from soul_cli.evaluate.likelihood import score
 from soul_cli.methods import Finetune, Method
 from soul_cli.models import AnswerModel, ModelRef
 from soul_cli.optim.build import Optim
-from soul_cli.screen import Bar, bar
+from soul_cli.screen import Bar, Line, bar
 from soul_cli.tasks.base import TaskData
 from soul_cli.train import TrainConfig, TrainData, Trainer
 from soul_cli.types import QA, Prompted, Row
@@ -202,8 +202,12 @@ class Pipeline:
         seed: int,
         work: Path,
         progress: Bar,
+        after_epoch: Callable[[Any, int], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Train lm, which may lie on the CPU; with parallel=fsdp it is sharded from then on."""
+        """Train lm, which may lie on the CPU; with parallel=fsdp it is sharded from then on.
+
+        after_epoch: see Trainer.train; it gets lm too.
+        """
         sharded = self.config.parallel is Parallel.fsdp and world() > 1
         trainer = Trainer(lm, data, method, optim, config, seed, self.accelerator, sharded=sharded)
 
@@ -213,7 +217,7 @@ class Pipeline:
             if self.accelerator.trackers:
                 self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
 
-        return trainer.train(work, show)
+        return trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
@@ -292,15 +296,21 @@ class Pipeline:
             **self._code(EVALUATION),
         }
 
-    def splits(self) -> dict[str, list[QA]]:
-        limit = self.config.eval.limit
-        return {name: items[:limit] for name, items in self.data.splits.items()}
+    def splits(self, limit: int | None = None) -> dict[str, list[QA]]:
+        """The questions of each split.  limit: at most so many, where eval.limit leaves more."""
+        most = min((n for n in (self.config.eval.limit, limit) if n is not None), default=None)
+        return {name: items[:most] for name, items in self.data.splits.items()}
 
-    def evaluate(self, load: Callable[[], Any], encoder: Encoder, work: Path, progress: Bar) -> list[Row]:
-        """Rows of all splits, then lm-eval's.  Each part is kept in `work` as soon as it is done."""
+    def evaluate(
+        self, load: Callable[[], Any], encoder: Encoder, work: Path, progress: Bar | Line, limit: int | None = None
+    ) -> list[Row]:
+        """Rows of all splits, then lm-eval's.  Each part is kept in `work` as soon as it is done.
+
+        limit: rows a split, without lm-eval.
+        """
         rows: list[Row] = []
         lm = None
-        for part, compute in self._parts(encoder):
+        for part, compute in self._parts(encoder, limit):
             path = work / f"rows_{part}.json"
             kept = once(partial(read_json, path, None))
             if kept is None:
@@ -320,11 +330,13 @@ class Pipeline:
             row["index"] = i
         return rows
 
-    def _parts(self, encoder: Encoder) -> Iterator[tuple[str, Callable[..., list[Row]]]]:
+    def _parts(self, encoder: Encoder, limit: int | None) -> Iterator[tuple[str, Callable[..., list[Row]]]]:
         """Name and evaluation (of a model, to rows) of each part: the task's splits, lm-eval's tasks."""
         config = self.config.eval
-        for split, items in self.splits().items():
+        for split, items in self.splits(limit).items():
             yield split, partial(self._split, encoder=encoder, split=split, items=items)
+        if limit is not None:
+            return
         about = {"tokenizer": encoder.tokenizer, "config": config.lm_eval, "system": encoder.system}
         for name in config.lm_eval.names():
             compute = partial(general.evaluate, name=name, **about)

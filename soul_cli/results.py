@@ -76,9 +76,13 @@ def write_metrics(
     models: dict[str, dict[str, Metric]],
     absent: dict[str, dict[str, str]],
     cost: dict[str, dict[str, Any]],
+    epoch: dict[str, Any] | None,
     headline: list[str],
 ) -> None:
-    """Last file of a run: where it stands, the run is finished."""
+    """Last file of a run: where it stands, the run is finished.
+
+    epoch: whose weights these are, where epochs were evaluated.
+    """
     content = {
         "key": key,
         "task": config["task"]["name"],
@@ -90,6 +94,7 @@ def write_metrics(
         "models": {name: {k: asdict(v) for k, v in some.items()} for name, some in models.items()},
         "absent": absent,
         "cost": cost,
+        "epoch_eval": epoch,
     }
     write_text(folder / "metrics.json", json.dumps(content, indent=1))
 
@@ -125,9 +130,19 @@ def show(folder: Path) -> None:
     say("Intervals: bootstrap over the questions of the last column (lm-eval: 1.96 standard errors).")
     for key, reason in content["absent"].get("this_run", {}).items():
         say(f"absent: {key} ({reason})")
+    show_epoch(content["epoch_eval"])
     show_cost(content["cost"])
     show_answers(folder, list(models))
     say(f"written to {folder}")
+
+
+def show_epoch(epoch: dict[str, Any] | None) -> None:
+    """Which epoch's weights were evaluated in full."""
+    if epoch is not None:
+        score = "" if epoch["score"] is None else f", selection score {epoch['score']:.3f} on a few rows"
+        say(
+            f"weights of epoch {epoch['epoch']} ({epoch['select']} of epochs {', '.join(map(str, epoch['of']))}){score}"
+        )
 
 
 def show_cost(cost: dict[str, dict[str, Any]]) -> None:

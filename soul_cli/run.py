@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,17 +11,20 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli import cost, results
-from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256
+from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
+from soul_cli.epochs import BEST, EpochEvaluation
 from soul_cli.evaluate import general
 from soul_cli.models import ModelRef
 from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, save, versions, write_rows
 from soul_cli.plan import describe
 from soul_cli.screen import Bar, bar, say
+from soul_cli.tasks.base import Select
 from soul_cli.types import Metric, Row, UserError
 
 WORK = "work"  # in a run folder, until the run is finished: checkpoints, the unlearned model, finished splits, costs
+OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epochs were evaluated
 
 
 def run(config: RunConfig) -> Path:
@@ -99,7 +103,7 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
         say(f"system prompt: {data.system_prompt}")
         rows["this_run"] = pipe.rows("evaluate", target, "the prompted model", data.system_prompt)
     elif config.method.trains:
-        rows["this_run"] = _unlearn(pipe, target, folder)
+        rows["this_run"] = _unlearn(pipe, target, folder, rows)
 
     once(lambda: _write(pipe, folder, key, rows))
     for tracker in pipe.accelerator.trackers:
@@ -116,19 +120,23 @@ def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]]) -
         summaries[name], absent[name] = task.summarise(
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
-    results.write_metrics(folder, key, config.plain(), summaries, absent, pipe.ledger.phases, task.headline())
+    outcome = read_json(folder / WORK / OUTCOME, None)
+    results.write_metrics(folder, key, config.plain(), summaries, absent, pipe.ledger.phases, outcome, task.headline())
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
-def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path) -> list[Row]:
-    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends."""
+def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
+    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends.
+
+    others: rows of the original and the retain-trained model.
+    """
     config = pipe.config
     work = folder / WORK
     model = work / "model"
     if not once(model.is_dir):
         set_seed(config.seed)
         with cost.measure(), bar(f"unlearning, {config.method.name} with {config.optim.name}") as progress:
-            _train(pipe, target, folder, progress)
+            _train(pipe, target, folder, others, progress)
     with cost.measure(), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(model), "")
         rows = pipe.evaluate(lambda: pipe.load(unlearned), pipe.encoder(unlearned), work, progress)
@@ -144,18 +152,27 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path) -> list[Row]:
     return rows
 
 
-def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> None:
+def _train(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]], progress: Bar) -> None:
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
     config, work = pipe.config, folder / WORK
-    temporary = work / ".model"
+    temporary, encoder = work / ".model", pipe.encoder(target)
     lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
-    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
+    between = EpochEvaluation(pipe, folder, work, encoder, others, progress) if config.evaluates_epochs else None
+    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress, between)
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
-    save(lm, pipe.encoder(target), temporary)
+    if between is not None:
+        outcome = once(between.outcome)
+        pipe.ledger.note("evaluate_epochs", between.spent(), cached=False)
+    if config.epoch_eval.select is Select.best:
+        temporary = work / BEST
+    else:
+        save(lm, encoder, temporary)
     pipe.ledger.note("unlearn", cost.spent(), cached=False)
 
     def publish() -> None:
         results.write_steps(folder, records)
+        if between is not None:
+            write_text(work / OUTCOME, json.dumps(outcome))
         temporary.rename(work / "model")
         shutil.rmtree(work / "checkpoint", ignore_errors=True)
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"base_models", "tasks"},
     {"config", "results"},
     {"pipeline", "report"},
-    {"plan"},
+    {"plan", "epochs"},
     {"run"},
     {"cli"},
 ]

@@ -198,6 +198,8 @@ class Copyright:
         metrics, absent = copyright_metrics.summarise(general_metrics.own_rows(rows))
         return metrics | general_metrics.summarise(rows), absent
 
+    selection_score = staticmethod(copyright_metrics.selection_score)
+
     def headline(self) -> list[str]:
         return [*copyright_metrics.headline(self.prompt_words), *general_metrics.HEADLINE]
 

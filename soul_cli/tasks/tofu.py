@@ -151,5 +151,7 @@ class TOFU:
         metrics, absent = tofu_metrics.summarise(own, retain_rows, config, facts_trained=facts_trained)
         return metrics | general_metrics.summarise(rows), absent
 
+    selection_score = staticmethod(tofu_metrics.selection_score)
+
     def headline(self) -> list[str]:
         return [*tofu_metrics.HEADLINE, *general_metrics.HEADLINE]
