@@ -65,9 +65,23 @@ def write_run(
     (folder / "metrics.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
     if config.method.trains:
-        steps = [{"step": i, "unclipped_share": 0.3, "displacement": float(i)} for i in (1, 2)]
+        steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in (1, 2)]
         (folder / "train.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
     for file, text in (("rows", answer), ("rows_original", "the original"), ("rows_retain_trained", "the floor")):
         rows = [row(split, i, f"{text} {i}") for split in ("forget", "retain") for i in range(4)]
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
+
+
+def write_epochs(folder: Path, forget: list[float], keep: list[float], metric: str = "rougeL") -> None:
+    """Evaluations after epochs 0, 1, ... of a run that is there already; the last one is kept."""
+
+    def values(f: float, k: float) -> dict[str, Any]:
+        return {f"forget_{metric}": {"value": f, "n": 4}, f"retain_{metric}": {"value": k, "n": 4}}
+
+    lines = [{"epoch": e, "score": 0.5, "metrics": values(*fk)} for e, fk in enumerate(zip(forget, keep, strict=True))]
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    content = json.loads((folder / "metrics.json").read_text())
+    levels = {"original": values(0.9, 0.95), "retain_trained": values(0.2, 0.9)}
+    content["epoch_eval"] = {"select": "last", "epoch": len(lines) - 1, "score": 0.5, "levels": levels}
+    (folder / "metrics.json").write_text(json.dumps(content))

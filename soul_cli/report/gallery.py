@@ -7,6 +7,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from soul_cli.report.costs import cost
+from soul_cli.report.curves import epochs
 from soul_cli.report.figures import Source, ecdf, steps, tradeoff
 
 FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
@@ -14,6 +15,11 @@ FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
         tradeoff,
         "Forgetting against utility, mean ± sd over seeds. Colour: optimizer, marker: method. A line joins an "
         "optimizer's rows that none of its others beats in both; best is right, and on the dashed line.",
+    ),
+    "epochs": (
+        epochs,
+        "Forgetting and what is kept by epoch, on a few questions a split; mean, band ± sd over seeds. Dotted: the "
+        "original and the retain-trained model on the same questions.",
     ),
     "cost": (
         cost,

@@ -34,6 +34,7 @@ class Layout:
 
     groups: tuple[Group, ...]
     axes: tuple[tuple[str, str], ...]  # (forgotten, kept) of the trade-off figure: the first pair that the runs have
+    curves: tuple[tuple[str, str], ...] = ()  # likewise of the figure over epochs; where there are none, those of axes
     scores: tuple[str, ...] = ("rougeL",)  # row fields shown beside an answer
     variants: tuple[str, ...] = ()  # row fields that tell rows of one split and index apart
     unit: str = "questions"  # what the metrics' n counts
@@ -77,6 +78,8 @@ COST = Group("Cost", "", (
 LAYOUTS = {
     "tofu": Layout(
         axes=(("forget_rougeL", "retain_rougeL"),),
+        # accuracy, as in the paper, but for the question as trained on: of a paraphrase a small model knows nothing
+        curves=(("forget_acc_own", "retain_acc_own"),),
         scores=("rougeL", "fluency"),
         groups=(
             Group("Forgetting efficacy", "forget", (

@@ -52,6 +52,7 @@ class Run:
     content: dict[str, Any]  # metrics.json
     steps: list[dict[str, Any]]  # train.jsonl; empty where nothing was trained
     environment: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # epochs.jsonl; empty where epochs were not evaluated
 
     @property
     def trained(self) -> bool:
@@ -72,7 +73,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What was chosen for this row: method, optimizer and training."""
-        kept = ("method.", "optim.", "train.") if self.trained else ("method.",)
+        kept = ("method.", "optim.", "train.", "epoch_eval.") if self.trained else ("method.",)
         return {k: v for k, v in self.config.items() if k.startswith(kept) and k not in WITHOUT_EFFECT}
 
     @cached_property
@@ -85,10 +86,18 @@ class Run:
             if "D" in quality.get("extra", {}):
                 out[model]["forget_quality_D"] = Number(quality["extra"]["D"], "down", quality["n"])
         if self.steps and "displacement" in self.steps[-1] and "this_run" in out:
-            out["this_run"]["displacement"] = Number(self.steps[-1]["displacement"], "")
+            out["this_run"]["displacement"] = Number(self._last_step["displacement"], "")
         if "this_run" in out:
             out["this_run"] |= self._costs()
         return out
+
+    @property
+    def _last_step(self) -> dict[str, Any]:
+        """The step that gave the weights which were evaluated in full."""
+        chosen = self.content.get("epoch_eval")
+        if chosen is None:
+            return self.steps[-1]
+        return [s for s in self.steps if s["epoch"] <= chosen["epoch"]][-1]
 
     def _costs(self) -> dict[str, Number]:
         """What this row cost by itself.  What cannot be known is absent."""
@@ -135,13 +144,14 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{file} is missing") from None
     except Exception as error:  # YAML and OmegaConf raise many kinds
         raise UserError(f"{file} is not what soul-unlearn writes ({type(error).__name__}: {error})") from None
-    steps, environment = folder / "train.jsonl", folder / "environment.json"
+    steps, environment, epochs = (folder / n for n in ("train.jsonl", "environment.json", "epochs.jsonl"))
     return Run(
         folder,
         config,
         content,
         _lines(steps) if steps.is_file() else [],
         json.loads(environment.read_text()) if environment.is_file() else {},
+        _lines(epochs) if epochs.is_file() else [],
     )
 
 
