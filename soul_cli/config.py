@@ -16,7 +16,7 @@ from soul_cli.cache import CONFIGS
 from soul_cli.methods import METHODS, Method
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
-from soul_cli.tasks.base import EvalConfig, Task
+from soul_cli.tasks.base import EpochEvalConfig, EvalConfig, Task
 from soul_cli.train import TrainConfig
 from soul_cli.types import UserError
 
@@ -27,6 +27,8 @@ GROUPS: dict[str, Mapping[str, type]] = {
     "optim": OPTIMS,
     "model": MODELS,
 }
+# sections that have one schema
+SECTIONS = {"train": TrainConfig, "eval": EvalConfig, "epoch_eval": EpochEvalConfig}
 
 
 class Parallel(Enum):
@@ -46,6 +48,7 @@ class RunConfig:
     model: AnyModel
     train: TrainConfig
     eval: EvalConfig
+    epoch_eval: EpochEvalConfig
     seed: int
     target_seed: int
     force: bool
@@ -61,8 +64,14 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
+        between = plain(self.epoch_eval) if self.evaluates_epochs else None
         ignored = self.NOT_RESULT if self.method.trains else self.NOT_RESULT + self.OF_TRAINING
-        return {k: v for k, v in self.plain().items() if k not in ignored} | {"eval": self.eval.identity()}
+        kept = {k: v for k, v in self.plain().items() if k not in ignored}
+        return kept | {"eval": self.eval.identity(), "epoch_eval": between}
+
+    @property
+    def evaluates_epochs(self) -> bool:
+        return self.method.trains and self.epoch_eval.every is not None
 
     def plain(self) -> dict[str, Any]:
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
@@ -94,8 +103,8 @@ def load(raw: DictConfig) -> RunConfig:
             raise UserError(f"the key {key!r} is missing in the configuration")
         if key in GROUPS:
             parts[key] = _typed(key, raw[key], _schema(key, raw[key]))
-        elif key in ("train", "eval"):
-            parts[key] = _typed(key, raw[key], {"train": TrainConfig, "eval": EvalConfig}[key])
+        elif key in SECTIONS:
+            parts[key] = _typed(key, raw[key], SECTIONS[key])
         else:
             parts[key] = raw[key]
     for key, kind in {"seed": int, "target_seed": int, "force": bool, "save_model": bool}.items():

@@ -35,11 +35,20 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
         f"unlearn  {what}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
         f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
+        *([between(config, pipe)] if config.evaluates_epochs else []),
         f"device   {pipe.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
     lines.append(f"time     about {roughly(estimate(config, data, pipe))}")
     return "\n".join(lines)
+
+
+def between(config: RunConfig, pipe: Pipeline) -> str:
+    """The header's line on evaluation during unlearning."""
+    settings = config.epoch_eval
+    count = sum(map(len, pipe.splits(settings.limit).values()))
+    kept = f"{settings.select.value} epoch kept"
+    return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
 
 
 def parameters(config: RunConfig) -> int:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli import checkpoint
+from soul_cli import checkpoint, cost
 from soul_cli.cache import read_json
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
 from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
@@ -223,9 +223,11 @@ class Trainer:
         if share.retain:
             terms[1] = self.method.retain_loss(Answers(logps[n:], tokens[n:], None), counts[1])
         (terms[0] + phase.retain_weight * terms[1]).backward()
+        cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
         return [float(t.detach()) for t in terms]
 
     def _logits(self, batch: Batch) -> Tensor:
+        cost.count(forward_passes=1)
         with autocast(self.device, self.config.precision):
             return self.model(batch)
 
@@ -272,10 +274,22 @@ class Trainer:
 
     # --- the run -------------------------------------------------------------------------------------------
 
-    def train(self, work: Path, progress: Callable[[int, int, dict[str, float]], None]) -> list[dict[str, Any]]:
-        """Run from the last checkpoint in `work` (or from the start) to the end.  Returns one record a step."""
+    def train(
+        self,
+        work: Path,
+        progress: Callable[[int, int, dict[str, float]], None],
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Run from the last checkpoint in `work` (or from the start) to the end.  Returns one record a step.
+
+        after_epoch: called in eval mode with 0 before the first step and with the number of each epoch after its last,
+        before any checkpoint of a later step.  A run that goes on calls it again for the epochs that its checkpoint has
+        not left behind.
+        """
         records = self._resume(work)
-        index = 0
+        taken, index = len(records), 0
+        if not taken:
+            self._between(0, after_epoch)
         for epoch, plan in enumerate(self.plans):
             rows = self.data.forget(epoch) if self.data.forget and self.method.uses_forget else []
             for step in plan:
@@ -307,8 +321,21 @@ class Trainer:
                     if (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
                         self._save(work, records)
                 index += 1
+            if index >= taken:
+                self._between(epoch + 1, after_epoch)
         self.model.eval()
+        states = (t for phase in self.phases for state in phase.optimizer.state.values() for t in state.values())
+        cost.count(
+            parameter_bytes=cost.tensor_bytes(self.model.parameters()),
+            optimizer_state_bytes=cost.tensor_bytes(t for t in states if isinstance(t, Tensor)),
+        )
         return records
+
+    def _between(self, epoch: int, act: Callable[[int], None] | None) -> None:
+        if act is not None:
+            self.model.eval()
+            act(epoch)
+            self.model.train()
 
     @staticmethod
     def _kept(work: Path) -> str:

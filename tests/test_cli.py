@@ -15,6 +15,12 @@ from runs import finish, numbers, only_run, start
 from soul_cli.run import WORK
 
 
+def costs(out: Path) -> dict[str, dict[str, int]]:
+    """What each phase did, without time and memory, which no two runs have alike."""
+    phases = json.loads((only_run(out) / "metrics.json").read_text())["cost"]
+    return {p: {k: v for k, v in c.items() if k.endswith(("_tokens", "_passes"))} for p, c in phases.items()}
+
+
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     _, out, text = finished
     folder = only_run(out)
@@ -33,6 +39,17 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
         assert words in text, words
     saved = json.loads((folder / "metrics.json").read_text())
     assert set(saved["models"]) == {"original", "retain_trained", "this_run"}
+    phases = ("base_model", "target_model", "retain_model", "evaluate_original", "evaluate_retain_trained",
+              "reference", "unlearn", "evaluate")  # fmt: skip
+    assert set(saved["cost"]) == set(phases)
+    for phase, spent in saved["cost"].items():
+        assert not spent["cached"]
+        assert all(spent[k] > 0 for k in ("seconds", "peak_memory_bytes", "forward_passes")), phase
+        assert (spent["backward_passes"] > 0) is (phase in ("base_model", "target_model", "retain_model", "unlearn"))
+    unlearn = saved["cost"]["unlearn"]
+    assert unlearn["training_tokens"] == sum(s["tokens"] for s in steps)
+    assert (unlearn["forward_passes"], unlearn["backward_passes"]) == (20, 22)  # curvature in steps 1 and 11
+    assert unlearn["optimizer_state_bytes"] == 2 * unlearn["parameter_bytes"]
     assert all(m["definition"] and m["n"] for some in saved["models"].values() for m in some.values())
 
 
@@ -68,6 +85,7 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
         assert not list(out.rglob("metrics.json"))
         finish(start(data, cache, out))
         assert numbers(out) == numbers(whole), name
+        assert costs(out) == costs(whole), name
 
 
 def test_damaged_cache_entry_is_rebuilt(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -92,6 +110,11 @@ def test_multirun_shares_models(data: Path, finished: tuple[Path, Path, str], tm
     text = finish(start(data, cache, tmp_path, "-m", "method=ga,po,none,input_based", "optim=adamw", "train.epochs=1"))
     assert len(list(tmp_path.rglob("metrics.json"))) == 4
     assert "target model, fine-tuned" not in text
+    for file in tmp_path.rglob("metrics.json"):
+        phases = json.loads(file.read_text())["cost"]
+        own = {phase for phase, spent in phases.items() if not spent["cached"]}
+        assert own <= {"unlearn", "evaluate"}
+        assert phases["target_model"]["training_tokens"] > 0  # as it was when it was made
     assert "You must not reveal" in text
 
 

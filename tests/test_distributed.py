@@ -23,7 +23,7 @@ from test_cli import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli import distributed, models
+from soul_cli import cost, distributed, models
 from soul_cli.cache import Cache
 from soul_cli.config import RunConfig, compose
 from soul_cli.data.embedded import write_layout
@@ -316,6 +316,23 @@ def test_two_processes_train_as_one(pair: Pair, model: Path, tmp_path: Path, cas
             assert_same(trained, one)
         kept = tmp_path / parallel / "checkpoint"
         assert (kept / "tensors.safetensors").is_file() is (parallel == "ddp")
+
+
+def costs(*args: Any) -> dict[str, Any]:
+    with cost.measure():
+        train(*args)
+        return cost.spent()
+
+
+def test_costs_of_two_processes(pair: Pair, model: Path, tmp_path: Path) -> None:
+    """Tokens add up; a sharded parameter and its states lie half here, half there; each passes its own rows."""
+    one = costs(model, tmp_path / "one", "soul", "ddp")
+    for parallel, share in (("ddp", 1.0), ("fsdp", 0.5)):
+        two, other = pair(costs, model, tmp_path / parallel, "soul", parallel)
+        assert two == {**other, "seconds": two["seconds"], "peak_memory_bytes": two["peak_memory_bytes"]}
+        assert two["training_tokens"] == one["training_tokens"]
+        assert two["optimizer_state_bytes"] == pytest.approx(share * one["optimizer_state_bytes"], rel=0.02)
+        assert two["forward_passes"] > one["forward_passes"]
 
 
 def stopped(*args: Any) -> None:

@@ -9,14 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "soul_cli"
 LAYERS = [
-    {"types", "losses", "metrics", "cache", "distributed"},
+    {"types", "losses", "metrics", "cache", "distributed", "cost"},
     {"data", "optim", "methods", "screen", "checkpoint"},
     {"models"},
     {"train", "evaluate"},
     {"base_models", "tasks"},
     {"config", "results"},
     {"pipeline", "report"},
-    {"plan"},
+    {"plan", "epochs"},
     {"run"},
     {"sweep"},
     {"cli"},

@@ -41,6 +41,10 @@ def test_mean_sd_and_n(tmp_path: Path) -> None:
     assert (row["n"], row["questions"], row["goal"]) == (3, 80, "retain")
     assert long.loc["npo", "soul", "displacement"]["mean"] == 2.0  # of the last step
     assert long.loc["npo", "soul", "forget_quality_D"]["mean"] == 0.25
+    costs = long.sort_index().loc["npo", "soul"]["mean"]
+    assert costs["unlearn_seconds"] == 11.0  # 10, 11 and 12: seeds 0 to 2
+    assert (costs["unlearn_peak_mb"], costs["optimizer_state_mb"], costs["evaluate_seconds"]) == (100.0, 20.0, 5.0)
+    assert ("original", "", "unlearn_seconds") not in long.index
     assert list(dict.fromkeys(k[:2] for k in long.index)) == [
         ("original", ""), ("retain-trained", ""), ("ga", "adamw"), ("npo", "adamw"), ("npo", "soul"),
     ]  # fmt: skip
@@ -185,7 +189,7 @@ def test_messages_name_the_file(tmp_path: Path) -> None:
 
 def test_a_task_without_a_layout_shows_its_headline() -> None:
     layout = layout_of("other", ["ppl", "forget_bleu", "retain_bleu"])
-    assert [c.metric for c in layout.columns] == ["ppl", "forget_bleu", "retain_bleu"]
+    assert [c.metric for c in layout.groups[0].columns] == ["ppl", "forget_bleu", "retain_bleu"]
     assert layout.axes == (("forget_bleu", "retain_bleu"),)
     known = layout_of("tofu", ["mia", "new_metric"])
     assert known.groups[-1] == Group("Other", "", (Column("new_metric", "new_metric"),))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from runs import finish, start
 
 from soul_cli.sweep import Outcome, best, expand, fail
@@ -41,15 +42,16 @@ def test_the_command_line_has_the_last_word_and_no_member_stands_twice() -> None
 
 def run_folder(folder: Path, forget: float) -> Path:
     """metrics.json of a TOFU run whose score is the better the nearer `forget` is to 0.2."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
 
     def model(forget: float) -> dict[str, dict[str, object]]:
         values = {"forget_rougeL": forget, "retain_rougeL": 1.0, "real_authors_acc": 1.0, "world_facts_acc": 1.0}
-        quality = {"value": 1.0, "extra": {"D": 0.5}}
-        return {"forget_quality": quality, **{k: {"value": v} for k, v in values.items()}}
+        common = {"n": 1, "goal": "up", "definition": "", "ci95": None}
+        quality = {"value": 1.0, **common, "extra": {"D": 0.5}}
+        return {"forget_quality": quality, **{k: {"value": v, **common, "extra": {}} for k, v in values.items()}}
 
     models = {"original": model(1.0), "retain_trained": model(0.2), "this_run": model(forget)}
-    (folder / "metrics.json").write_text(json.dumps({"task": "tofu", "models": models}))
+    (folder / "metrics.json").write_text(json.dumps({"models": models}))
     return folder
 
 
@@ -61,7 +63,7 @@ def test_the_best_setting_of_each_cell_by_its_mean_over_seeds(tmp_path: Path) ->
     for (optim, lr), values in scores.items():
         for seed, value in enumerate(values):
             member = {"method": "npo", "optim": optim, "optim.lr": lr, "seed": str(seed)}
-            folder = None if value is None else run_folder(tmp_path / f"{optim}{lr}{seed}", value)
+            folder = None if value is None else run_folder(tmp_path / f"{optim}{lr}{seed}" / "tofu" / "run", value)
             outcomes.append(Outcome(member, folder, "" if folder else "the loss is not finite"))
     assert best(outcomes) == [  # adamw 1 is best on one seed alone; soul 2 failed on one
         {"method": "npo", "optim": "adamw", "optim.lr": "2"},
@@ -145,10 +147,9 @@ def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_
     assert {json.loads(p.read_text())["seed"] for p in tried} == {7}
     assert {json.loads(p.read_text())["seed"] for p in chosen} == {0, 1}
     limits = {part: {_limit(p) for p in some} for part, some in (("tried", tried), ("chosen", chosen))}
-    assert limits == {"tried": {"40"}, "chosen": {"12"}}
+    assert limits == {"tried": {40}, "chosen": {12}}
     assert "**npo, soul** against adamw" in text
 
 
-def _limit(metrics: Path) -> str:
-    config = (metrics.parent / "config.yaml").read_text().splitlines()
-    return next(line.split()[1] for line in config if line.strip().startswith("limit:"))
+def _limit(metrics: Path) -> int:
+    return OmegaConf.load(metrics.parent / "config.yaml").eval.limit

@@ -77,12 +77,13 @@ def train(
     forget: list[Prompted] | Callable[[int], list[Prompted]] = FORGET,
     retain: list[Prompted] = RETAIN,
     progress: Callable[[int, int, dict[str, float]], None] = silent,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> Records:
     reference = []
     if method.uses_reference:
         reference = [sum(s[0].logps) for s in score(AnswerModel(lm), FORGET, budget=99)]
     data = TrainData(forget if callable(forget) else lambda epoch: forget, retain, reference)
-    return Trainer(lm, data, method, optim, settings or config(), 3, CPU).train(work, progress)
+    return Trainer(lm, data, method, optim, settings or config(), 3, CPU).train(work, progress, after_epoch)
 
 
 def weights(lm: Any) -> Tensor:

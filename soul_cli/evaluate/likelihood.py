@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from soul_cli import cost
 from soul_cli.data.batches import by_length, collate
 from soul_cli.losses import token_logps
 from soul_cli.models import AnswerModel
@@ -50,6 +51,7 @@ def score(
         batch = collate([groups[i] for i in indices], score_prompt=score_prompt).to(device)
         with autocast():
             logits = model(batch)
+        cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
         logps = token_logps(logits, batch.targets).cpu()
         correct = (logits.argmax(-1) == batch.targets).int().cpu()
         sizes = torch.bincount(batch.owner.cpu(), minlength=batch.answers).tolist()

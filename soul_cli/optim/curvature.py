@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soul_cli import cost
 from soul_cli.distributed import local, sharded, total, total_each
 from soul_cli.losses import token_logps, wide
 
@@ -81,6 +82,7 @@ class GaussNewtonBartlett:
         self.tokens += len(chosen)
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        cost.count(backward_passes=1)
         if not self.sharded:
             return list(torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True))
         before = [p.grad for p in self.params]
