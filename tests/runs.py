@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 TINY = [
@@ -35,3 +38,19 @@ def only_run(out: Path) -> Path:
 
 def numbers(out: Path) -> dict[str, object]:
     return json.loads((only_run(out) / "metrics.json").read_text())["models"]
+
+
+def costs(out: Path) -> dict[str, dict[str, int]]:
+    """What each phase did, without time and memory, which no two runs have alike."""
+    phases = json.loads((only_run(out) / "metrics.json").read_text())["cost"]
+    return {p: {k: v for k, v in c.items() if k.endswith(("_tokens", "_passes"))} for p, c in phases.items()}
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()

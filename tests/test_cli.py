@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import finish, numbers, only_run, start
+from runs import costs, finish, kill_when, numbers, only_run, start
 
 from soul_cli.run import WORK
-
-
-def costs(out: Path) -> dict[str, dict[str, int]]:
-    """What each phase did, without time and memory, which no two runs have alike."""
-    phases = json.loads((only_run(out) / "metrics.json").read_text())["cost"]
-    return {p: {k: v for k, v in c.items() if k.endswith(("_tokens", "_passes"))} for p, c in phases.items()}
 
 
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
@@ -59,16 +49,6 @@ def test_again_answers_from_the_finished_run(data: Path, finished: tuple[Path, P
     text = finish(start(data, cache, out, "save_model=true"))
     assert "finished before" in text
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
-
-
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not seen():
-        assert process.poll() is None, "finished before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import TINY, finish, numbers, only_run
+from runs import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import data, finish, kill_when, numbers, only_run, start  # noqa: F401 - data is a fixture
+from runs import finish, kill_when, numbers, only_run, start
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
 from soul_cli.config import compose
@@ -151,7 +151,7 @@ def values(metrics: Any) -> dict[str, float]:
     return {k: m["value"] for k, m in metrics.items()}
 
 
-def test_epochs_of_whole_and_killed_runs(data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_epochs_of_whole_and_killed_runs(data: Path, tmp_path: Path) -> None:
     cache, whole, parts, best = (tmp_path / name for name in ("cache", "whole", "parts", "best"))
     finish(start(data, cache, whole, *OPTIONS))
     expected = lines(whole)
