@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli import cost, distributed, models
-from soul_cli.cache import Cache
+from soul_cli.cache import Cache, read_lines
 from soul_cli.config import RunConfig, compose
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
@@ -406,6 +406,7 @@ def command(data: Path, root: Path, *more: str) -> list[str]:
     return [
         f"task.source={data}", *TINY, *WIDE, "model.fact_repeats=1", "model.base.train.checkpoint_steps=10",
         "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_steps=10", "train.epochs=2", "eval.limit=3",
+        "epoch_eval.every=2", "epoch_eval.limit=2", "epoch_eval.select=best",
         f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}", *more,
     ]  # fmt: skip
 
@@ -417,6 +418,13 @@ def ran(arguments: list[str]) -> str:
 def curve(out: Path) -> list[dict[str, float]]:
     lines = (only_run(out) / "train.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+
+
+def between(out: Path) -> list[dict[str, Any]]:
+    """The evaluations between epochs, without their cost."""
+    lines = read_lines(only_run(out) / "epochs.jsonl")
+    assert [line["epoch"] for line in lines] == [0, 2]
+    return [{k: v for k, v in line.items() if k != "cost"} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -431,6 +439,7 @@ def test_whole_sharded_run_has_the_same_numbers(pair: Pair, data: Path, alone: P
     assert len(set(pair(ran, command(data, tmp_path, "parallel=fsdp")))) == 1
     assert_close(numbers(tmp_path / "out"), numbers(alone / "out"))
     assert_close(curve(tmp_path / "out"), curve(alone / "out"))
+    assert_close(between(tmp_path / "out"), between(alone / "out"))
     # how many processes there were is no part of what a run is: its name is the same
     assert only_run(tmp_path / "out").name == only_run(alone / "out").name
 

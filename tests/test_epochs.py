@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,16 @@ import torch
 from runs import finish, kill_when, numbers, only_run, start
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
+from soul_cli import pipeline
+from soul_cli.cache import read_lines, write_text
 from soul_cli.config import compose
+from soul_cli.data.embedded import write_layout
+from soul_cli.data.generator import generate_authors
 from soul_cli.epochs import chosen
 from soul_cli.metrics import kept, nearness
+from soul_cli.run import WORK, run
 from soul_cli.tasks import copyright_metrics, tofu_metrics
+from soul_cli.tasks.tofu import TOFU
 from soul_cli.types import Metric, UserError
 
 MakeLM = Callable[..., Any]
@@ -138,17 +143,32 @@ def test_identity_knows_it_only_where_it_has_an_effect() -> None:
 
 # --- whole runs --------------------------------------------------------------------------------------------
 
-OPTIONS = ("epoch_eval.every=3", "epoch_eval.limit=12", "train.epochs=4", "eval.limit=12")
+EPOCHS = ["epoch_eval.every=2", "epoch_eval.limit=2", "eval.limit=2", "train.epochs=3", "train.checkpoint_steps=4"]
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven generated authors in TOFU's layout, and room for a cache and runs."""
+    root = tmp_path_factory.mktemp("place")
+    write_layout(root / "data", generate_authors(11, seed=7))
+    return root
+
+
+def ran(place: Path, name: str, *more: str) -> Path:
+    """A run in this process, on a model that has learned next to nothing."""
+    where = [f"task.source={place / 'data'}", f"cache_dir={place / 'cache'}", f"output_dir={place / name}"]
+    short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1"]
+    steps = ["model.base.train.checkpoint_steps=99", "model.finetune.train.checkpoint_steps=99"]
+    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=60", *more]))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
     """Without what no two runs have alike."""
-    text = next(out.glob("*/*/epochs.jsonl")).read_text()
-    return [{k: v for k, v in json.loads(line).items() if k != "cost"} for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if k != "cost"} for line in read_lines(folder / "epochs.jsonl")]
 
 
-def values(metrics: Any) -> dict[str, float]:
-    return {k: m["value"] for k, m in metrics.items()}
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_epochs_of_whole_and_killed_runs(data: Path, tmp_path: Path) -> None:
@@ -158,28 +178,49 @@ def test_epochs_of_whole_and_killed_runs(data: Path, tmp_path: Path) -> None:
     assert [line["epoch"] for line in expected] == [0, 3, 4]
     saved = json.loads((only_run(whole) / "metrics.json").read_text())
     # the same questions here and there: the first line is the original model, the last the unlearned one
-    assert values(expected[0]["metrics"]) == values(saved["models"]["original"])
-    assert values(expected[-1]["metrics"]) == values(saved["models"]["this_run"])
+    assert values(first["metrics"]) == values(saved["models"]["original"])
+    assert values(last["metrics"]) == values(saved["models"]["this_run"])
     assert values(saved["epoch_eval"]["levels"]["retain_trained"]) == values(saved["models"]["retain_trained"])
-    assert (saved["epoch_eval"]["epoch"], saved["epoch_eval"]["of"]) == (4, [0, 3, 4])
-    evaluated, unlearn = saved["cost"]["evaluate_epochs"], saved["cost"]["unlearn"]
-    assert evaluated["scored_tokens"] > 0 == unlearn["scored_tokens"]
+    assert (saved["epoch_eval"]["epoch"], saved["epoch_eval"]["of"]) == (3, [0, 2, 3])
+    between, unlearn = saved["cost"]["evaluate_epochs"], saved["cost"]["unlearn"]
+    assert between["scored_tokens"] == 3 * saved["cost"]["evaluate"]["scored_tokens"]
+    assert unlearn["scored_tokens"] == unlearn["generated_tokens"] == 0
 
-    process = start(data, cache, parts, *OPTIONS)
-    kill_when(process, lambda: any(parts.glob("*/*/work/epoch3/rows_retain.json")))
-    assert process.returncode == -signal.SIGKILL
-    (before,) = parts.glob("*/*/epochs.jsonl")
-    first = before.read_text().splitlines()
-    assert len(first) == 1
-    finish(start(data, cache, parts, *OPTIONS))
-    assert before.read_text().splitlines()[0] == first[0]  # time and all: it was not done again
-    assert lines(parts) == expected
-    assert numbers(parts) == numbers(whole)
 
-    text = finish(start(data, cache, best, *OPTIONS, "epoch_eval.select=best", "train.warmup=0"))
-    outcome = json.loads((only_run(best) / "metrics.json").read_text())["epoch_eval"]
-    line = chosen(lines(best))
-    assert (outcome["epoch"], outcome["score"]) == (line["epoch"], line["score"])
-    assert "Harmonic mean" in outcome["rule"]
-    assert f"weights of epoch {line['epoch']} (best of epochs 0, 3, 4)" in text
-    assert values(line["metrics"]) == values(numbers(best)["this_run"])  # type: ignore[index]
+def test_interrupted_between_epochs(place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of the evaluation after epoch 2: a part of it and the one before it are there."""
+    written: list[str] = []
+
+    def stop(path: Path, text: str) -> None:
+        if path.parent.name == "epoch2" and path.name == "rows_retain.json":
+            raise KeyboardInterrupt
+        written.append(f"{path.parent.name}/{path.name}")
+        write_text(path, text)
+
+    monkeypatch.setattr(pipeline, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ran(place, "parts")
+    assert "epoch2/rows_forget.json" in written
+    (before,) = (place / "parts").glob("*/*/epochs.jsonl")
+    done = before.read_text()
+    assert done.count("\n") == 1
+    monkeypatch.setattr(pipeline, "write_text", lambda path, text: (written.append(str(path)), write_text(path, text)))
+    written.clear()
+    folder = ran(place, "parts")
+    assert before.read_text().startswith(done)  # time and all: it was not done again
+    assert not any("epoch0" in name or "epoch2/rows_forget" in name for name in written)
+    assert lines(folder) == lines(whole)
+    assert metrics(folder)["models"] == metrics(whole)["models"]
+    assert counts(folder) == counts(whole)
+
+
+def test_best_epoch_is_evaluated_in_full(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a score that is highest after epoch 2."""
+    scores = iter((0.9, 0.8, 0.3))
+    monkeypatch.setattr(TOFU, "selection_score", staticmethod(lambda models: next(scores)))
+    folder = ran(place, "best", "epoch_eval.select=best")
+    saved = metrics(folder)
+    assert (saved["epoch_eval"]["epoch"], saved["epoch_eval"]["score"]) == (2, 0.8)
+    assert values(lines(folder)[1]["metrics"]) == values(saved["models"]["this_run"])
+    assert values(lines(folder)[2]["metrics"]) != values(saved["models"]["this_run"])
+    assert not (folder / WORK).exists()

@@ -39,8 +39,8 @@ def cost(source: Source) -> Figure | None:
         range(len(rows) + 1), [*(f"{label(row)} (n = {len(r)})" for row, r in rows.items()), "shared, once"]
     )
     time.invert_yaxis()
-    time.set_xlabel("seconds of unlearning")
-    memory.set_xlabel("MB")
+    time.set_xlabel("seconds")
+    memory.set_xlabel("MB of memory while unlearning")
     for axes in (time, memory):
         axes.grid(axis="y", visible=False)
     more = [Patch(color=EVALUATION, label="evaluation"), Patch(color="0.6", label="weights")]
