@@ -63,7 +63,9 @@ class RunConfig:
         return {k: v for k, v in self.plain().items() if k not in self.NOT_RESULT} | {"eval": self.eval.identity()}
 
     def plain(self) -> dict[str, Any]:
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        """As plain values, but for an optimizer that has no effect."""
+        kept = (f.name for f in fields(self) if f.name != "optim" or self.method.optimizes)
+        return {name: plain(getattr(self, name)) for name in kept}
 
     @property
     def cache(self) -> Path:
@@ -105,6 +107,11 @@ def load(raw: DictConfig) -> RunConfig:
     parts["parallel"] = Parallel(parts["parallel"])
     if parts["parallel"] is Parallel.fsdp and parts["model"].finetune.lora:
         raise UserError("parallel=fsdp with model.finetune.lora: adapters are not sharded; use parallel=ddp")
+    if parts["parallel"] is Parallel.fsdp and parts["method"].one_shot:
+        raise UserError(
+            f"parallel=fsdp with method={parts['method'].name}: its curvature is that of whole parameters; "
+            "use parallel=ddp"
+        )
     return RunConfig(**parts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
@@ -46,11 +47,17 @@ class Method:
     name: str
 
     trains: ClassVar[bool] = True  # False: the model stays as it is
+    one_shot: ClassVar[bool] = False  # True: a step in closed form (soul_cli/influence.py) instead of the loop
     uses_forget: ClassVar[bool] = True
     uses_retain: ClassVar[bool] = True
     learns_refusal: ClassVar[bool] = False  # forget questions are answered with refusals
     uses_reference: ClassVar[bool] = False
     prompts: ClassVar[bool] = False  # evaluation gets the task's system prompt
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether the optimizer has any effect."""
+        return self.trains and not self.one_shot
 
     @property
     def weight(self) -> float:
@@ -155,6 +162,42 @@ class NPO(WithRetain):
         return npo(policy, reference, beta=self.beta).sum() / counts.rows
 
 
+class Solver(Enum):
+    diagonal = "diagonal"
+    cg = "cg"
+
+
+@dataclass
+class IU(Method):
+    """Influence unlearning: one step along the inverse curvature, no optimizer.  See soul_cli/influence.py.
+
+    damping counts in means of the curvature's diagonal, scales in steps of the influence function, tolerance in nats.
+    """
+
+    solver: Solver
+    damping: float
+    cg_steps: int
+    hessian_every: int
+    validation_share: float
+    scales: list[float]
+    tolerance: float
+
+    one_shot: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < float("inf"):
+            raise UserError(f"method.damping={self.damping}: must be above 0")
+        for key in ("cg_steps", "hessian_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"method.{key}={getattr(self, key)}: must be 1 or more")
+        if not 0 < self.validation_share < 1:
+            raise UserError(f"method.validation_share={self.validation_share}: must be between 0 and 1")
+        if not self.scales or not all(a < b for a, b in pairwise([0, *self.scales, float("inf")])):
+            raise UserError(f"method.scales={self.scales}: must be numbers above 0 in rising order")
+        if not 0 <= self.tolerance < float("inf"):
+            raise UserError(f"method.tolerance={self.tolerance}: must be 0 or more")
+
+
 METHODS: dict[str, type[Method]] = {
     "none": NoUnlearning,
     "input_based": InputBased,
@@ -163,4 +206,5 @@ METHODS: dict[str, type[Method]] = {
     "graddiff": GradDiff,
     "po": PO,
     "npo": NPO,
+    "iu": IU,
 }

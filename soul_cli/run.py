@@ -17,9 +17,10 @@ from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_l
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
 from soul_cli.evaluate import general
+from soul_cli.methods import IU
 from soul_cli.models import ModelRef
-from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, save, versions, write_rows
-from soul_cli.plan import describe
+from soul_cli.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
+from soul_cli.plan import describe, what
 from soul_cli.screen import Bar, bar, say
 from soul_cli.types import Metric, Row, UserError
 
@@ -38,7 +39,7 @@ def run(config: RunConfig) -> Path:
             "data": data.digest,
             "models": [ref.digest for ref in pipe.ready()],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            "code": code_digest(*TRAINING, *EVALUATION),
+            "code": code_digest(*UNLEARNING, *EVALUATION),
             "versions": versions(),
         }
     )
@@ -67,7 +68,9 @@ def check_trackers(names: list[str]) -> None:
 
 def run_folder(config: RunConfig, key: str) -> Path:
     name = f"{config.method.name}-{config.optim.name}-seed{config.seed}-{key[:8]}"
-    if not config.method.trains:
+    if config.method.one_shot:
+        name = f"{config.method.name}-seed{config.seed}-{key[:8]}"
+    elif not config.method.trains:
         name = f"{config.method.name}-{key[:8]}"
     return Path(config.output_dir).expanduser() / config.task.name / name
 
@@ -136,7 +139,7 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, 
     model = work / "model"
     if not once(model.is_dir):
         set_seed(config.seed)
-        with timed(seconds, "unlearn"), bar(f"unlearning, {config.method.name} with {config.optim.name}") as progress:
+        with timed(seconds, "unlearn"), bar(f"unlearning, {what(config)}") as progress:
             _train(pipe, target, folder, progress)
     with timed(seconds, "evaluate"), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(model), "")
@@ -157,7 +160,10 @@ def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> Non
     config, work = pipe.config, folder / WORK
     temporary = work / ".model"
     lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
-    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
+    if isinstance(config.method, IU):
+        records = pipe.influence(lm, data, config.method, progress)
+    else:
+        records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
     save(lm, pipe.encoder(target), temporary)
 
