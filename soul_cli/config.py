@@ -57,7 +57,7 @@ class RunConfig:
 
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers", "parallel")
-    OF_TRAINING = ("optim", "train", "seed")
+    OF_TRAINING = ("train", "seed")
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""

@@ -12,7 +12,7 @@ many as optim=soul would estimate its diagonal on: `diagonal` takes that estimat
 Deviations from the influence function: these rows stand for all training rows, the damping, and the scale.  That is
 searched: `line_search` on rows of both kinds that neither gradient nor curvature has seen.
 
-Whole parameters, in eval mode.  Each process takes its share of the rows, and sums are totalled: all hold the same step.
+Whole parameters, in eval mode.  Each process takes its share of the rows, and sums are totalled: all hold the same.
 """
 
 from __future__ import annotations
@@ -173,9 +173,9 @@ def line_search(
             best = points[-1]
     if not best:
         raise UserError(
-            f"method.scales={list(scales)}: even the first takes the CE of the retain rows held out from "
+            f"method.first_scale={scales[0]}: it takes the CE of the retain rows held out from "
             f"{points[0]['loss_retain']:.4g} to {points[-1]['loss_retain']:.4g}, further than "
-            f"method.tolerance={tolerance}; give smaller ones"
+            f"method.tolerance={tolerance}; give a smaller one"
         )
     return best["scale"], points
 
@@ -207,9 +207,7 @@ def curvature_steps(
 class Influence:
     """One run of influence unlearning.  `unlearn` is the whole story."""
 
-    def __init__(
-        self, lm: Any, data: TrainData, method: IU, config: TrainConfig, seed: int, accelerator: Accelerator
-    ):
+    def __init__(self, lm: Any, data: TrainData, method: IU, config: TrainConfig, seed: int, accelerator: Accelerator):
         self.method, self.config, self.seed, self.device = method, config, seed, accelerator.device
         self.objective = Objective(AnswerModel(lm.eval()).to(self.device), self.device, config.precision)
         assert data.forget is not None
