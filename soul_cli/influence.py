@@ -41,6 +41,7 @@ from soul_cli.types import Batch, Prompted, UserError
 Vector = list[Tensor]  # a tensor a parameter, in its shape, float32 or wider
 Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a micro-batch, and a name of each
 Progress = Callable[[int, int, str], None]  # done, total, what
+LOSSES = ("loss_forget", "loss_retain")
 
 
 class Objective:
@@ -166,7 +167,7 @@ def line_search(
     best: dict[str, float] = {}
     for scale in (0.0, *scales):
         forget, retain = measure(scale)
-        points.append({"scale": scale, "loss_forget": forget, "loss_retain": retain})
+        points.append({"scale": scale, **dict(zip(LOSSES, (forget, retain), strict=True))})
         if not (math.isfinite(forget) and retain <= points[0]["loss_retain"] + tolerance):
             break
         if scale and forget > best.get("loss_forget", -math.inf):
@@ -264,20 +265,10 @@ class Influence:
         scale, points = line_search(measure, method.scales, method.tolerance)
         move(scale)
         before, after = points[0], next(p for p in points if p["scale"] == scale)
-        return [
-            {
-                "step": 1,
-                "loss_forget": before["loss_forget"],
-                "loss_retain": before["loss_retain"],
-                "loss_forget_after": after["loss_forget"],
-                "loss_retain_after": after["loss_retain"],
-                "scale": scale,
-                "step_size": scale * self.share,
-                "displacement": scale * self.share * norm(direction, params[0]),
-                **record,
-                "line_search": points,
-            }
-        ]
+        losses = {key: before[key] for key in LOSSES} | {f"{key}_after": after[key] for key in LOSSES}
+        size = scale * self.share
+        step = {"scale": scale, "step_size": size, "displacement": size * norm(direction, params[0])}
+        return [{"step": 1, **losses, **step, **record, "line_search": points}]
 
     def _direction(self, say: Callable[[str], None]) -> tuple[Vector, dict[str, float]]:
         """(H + damping)⁻¹ ∇CE_forget, and what is worth recording of it."""
