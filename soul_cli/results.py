@@ -87,7 +87,7 @@ def write_metrics(
         "key": key,
         "task": config["task"]["name"],
         "method": config["method"]["name"],
-        "optim": config["optim"]["name"],
+        "optim": config["optim"]["name"] if "optim" in config else "",
         "seed": config["seed"],
         "target_seed": config["target_seed"],
         "headline": headline,
@@ -116,8 +116,8 @@ def show(folder: Path) -> None:
     """Print the table of a finished run and three answers side by side."""
     content = json.loads((folder / "metrics.json").read_text())
     models = content["models"]
-    trained = [content["optim"], f"seed {content['seed']}"] if (folder / "train.jsonl").is_file() else []
-    title = " · ".join([content["task"], content["method"], *trained])
+    seed = f"seed {content['seed']}" if (folder / "train.jsonl").is_file() else ""
+    title = " · ".join(filter(None, [content["task"], content["method"], content["optim"], seed]))
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     table.add_column("metric", no_wrap=True)
     for name in models:

@@ -87,8 +87,12 @@ def test_two_at_once_train_once(data: Path, finished: tuple[Path, Path, str], tm
 
 def test_multirun_shares_models(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     cache, _, _ = finished
-    text = finish(start(data, cache, tmp_path, "-m", "method=ga,po,none,input_based", "optim=adamw", "train.epochs=1"))
-    assert len(list(tmp_path.rglob("metrics.json"))) == 4
+    text = finish(
+        start(data, cache, tmp_path, "-m", "method=ga,po,none,input_based,iu", "optim=adamw", "train.epochs=1")
+    )
+    assert len(list(tmp_path.rglob("metrics.json"))) == 5
+    (step,) = (json.loads(line) for f in tmp_path.glob("tofu/iu-seed0-*/train.jsonl") for line in f.open())
+    assert step["loss_retain"] <= step["loss_retain_after"] <= step["loss_retain"] + 0.3
     assert "target model, fine-tuned" not in text
     for file in tmp_path.rglob("metrics.json"):
         phases = json.loads(file.read_text())["cost"]

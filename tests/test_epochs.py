@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import finish, kill_when, numbers, only_run, start
+from runs import TINY
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
 from soul_cli import pipeline
@@ -171,12 +171,24 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_epochs_of_whole_and_killed_runs(data: Path, tmp_path: Path) -> None:
-    cache, whole, parts, best = (tmp_path / name for name in ("cache", "whole", "parts", "best"))
-    finish(start(data, cache, whole, *OPTIONS))
-    expected = lines(whole)
-    assert [line["epoch"] for line in expected] == [0, 3, 4]
-    saved = json.loads((only_run(whole) / "metrics.json").read_text())
+def counts(folder: Path) -> dict[str, dict[str, int]]:
+    phases = metrics(folder)["cost"]
+    return {p: {k: v for k, v in c.items() if k.endswith(("_tokens", "_passes"))} for p, c in phases.items()}
+
+
+def values(some: Any) -> dict[str, float]:
+    return {k: m["value"] for k, m in some.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    return ran(place, "whole")
+
+
+def test_lines_of_a_run(whole: Path) -> None:
+    first, _, last = found = lines(whole)
+    assert [line["epoch"] for line in found] == [0, 2, 3]
+    saved = metrics(whole)
     # the same questions here and there: the first line is the original model, the last the unlearned one
     assert values(first["metrics"]) == values(saved["models"]["original"])
     assert values(last["metrics"]) == values(saved["models"]["this_run"])

@@ -13,6 +13,7 @@ LAYERS = [
     {"data", "optim", "methods", "screen", "checkpoint"},
     {"models"},
     {"train", "evaluate"},
+    {"influence"},
     {"base_models", "tasks"},
     {"config", "results"},
     {"pipeline", "report"},
