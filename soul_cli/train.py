@@ -32,6 +32,7 @@ from soul_cli.methods import Answers, Counts, Method
 from soul_cli.models import AnswerModel, autocast
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
 from soul_cli.optim.curvature import GaussNewtonBartlett, scramble, uniforms
+from soul_cli.optim.sophia import pieces
 from soul_cli.types import Batch, Prompted, UserError
 
 NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
@@ -174,7 +175,8 @@ class Trainer:
                 raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
         pairs = zip(self.params, self.start, strict=True)
-        moved = (wide(local(p.detach())) - wide(local(s)) for p, s in pairs)  # one at a time in memory
+        some = (piece for p, s in pairs for piece in pieces(local(p.detach()), local(s)))
+        moved = (wide(new) - wide(old) for new, old in some)  # one at a time in memory
         return record | {"displacement": norm(moved, self.params[0])}
 
     def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
