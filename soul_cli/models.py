@@ -1,19 +1,23 @@
-"""Models: references by content, loading, and the wrapper that computes answer logits only."""
+"""Models: references by content, loading, and the wrapper that scores answers only."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from soul_cli.cache import file_digest
-from soul_cli.losses import wide
+from soul_cli.losses import token_logps, wide
+from soul_cli.optim.curvature import drawn_logps
 from soul_cli.types import Batch, UserError
+
+STANDING = 1 << 26  # logits that stand at a time: 256 MiB in float32, and two or three times that beside them
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+class Predicted(NamedTuple):
+    """What an AnswerModel says of the T answer tokens of a batch."""
+
+    logps: Tensor  # (T,) log-probability of each target, nats, float32 or wider
+    best: Tensor | None = None  # (T,) the arg-max, where it was asked for
+    drawn: Tensor | None = None  # (K,) log-probabilities of labels drawn for K of the tokens
+
+
 class AnswerModel(nn.Module):
-    """A causal LM that computes logits at the answer positions only: (T, V) instead of (B, L, V)."""
+    """A causal LM that looks at its predictions at the answer positions only.
+
+    Logits (T, V) do not leave it.  Where they are more than STANDING numbers, they are computed for some tokens at a
+    time, and once more in the backward.
+    """
 
     def __init__(self, lm: Any):
         super().__init__()
@@ -93,12 +109,29 @@ class AnswerModel(nn.Module):
                 raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
         self.lm = lm
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (T, V) for batch.targets, in float32 or wider."""
+    def forward(
+        self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
+    ) -> Predicted:
+        """labels: which tokens labels are drawn for (T,) and at which numbers (T,), see curvature.drawn_logps."""
         hidden = self.lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.mask,
             use_cache=False,
         ).last_hidden_state
-        return wide(self.lm.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]))
+        hidden = hidden.flatten(0, 1)[batch.where]
+        head = self.lm.get_output_embeddings()
+
+        def predict(hidden: Tensor, targets: Tensor, *labels: Tensor) -> tuple[Tensor | None, ...]:
+            logits = wide(head(hidden))
+            best = logits.argmax(-1) if with_best else None
+            return token_logps(logits, targets), best, drawn_logps(logits, *labels) if labels else None
+
+        inputs = (hidden, batch.targets, *(labels or ()))
+        n = max(1, STANDING // head.out_features)
+        if len(hidden) <= n:
+            return Predicted(*predict(*inputs))  # type: ignore[arg-type]
+        chunks = zip(*(t.split(n) for t in inputs), strict=True)
+        parts = [checkpoint(predict, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
+        whole = [torch.cat(some) if some[0] is not None else None for some in zip(*parts, strict=True)]
+        return Predicted(*whole)  # type: ignore[arg-type]

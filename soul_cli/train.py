@@ -27,9 +27,9 @@ from soul_cli import checkpoint
 from soul_cli.cache import read_json
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
 from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
-from soul_cli.losses import sum_by, token_logps, wide
+from soul_cli.losses import sum_by, wide
 from soul_cli.methods import Answers, Counts, Method
-from soul_cli.models import AnswerModel, autocast
+from soul_cli.models import AnswerModel, Predicted, autocast
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
 from soul_cli.optim.curvature import GaussNewtonBartlett, scramble, uniforms
 from soul_cli.optim.sophia import pieces
@@ -210,12 +210,12 @@ class Trainer:
         n = len(share.forget)
         own = [rows[i] for i in share.forget] + [self.data.retain[i] for i in share.retain]
         batch = collate(own or [NOTHING]).to(self.device)
-        logits = self._logits(batch)
-        if curvature is not None:
-            curvature.add(logits, *self._labels(phase, share, batch, index))
+        predicted = self._predict(batch, self._labels(phase, share, batch, index) if curvature else None)
+        if curvature is not None and predicted.drawn is not None:
+            curvature.add(predicted.drawn)
             if self.sharded:  # the estimate's backward has used that forward up
-                logits = self._logits(batch)
-        logps = sum_by(token_logps(logits, batch.targets), batch.owner, batch.answers)
+                predicted = self._predict(batch)
+        logps = sum_by(predicted.logps, batch.owner, batch.answers)
         tokens = torch.bincount(batch.owner, minlength=batch.answers)
         terms = [0 * logps.sum()] * 2  # what stays where there are no such rows
         if share.forget:
@@ -227,9 +227,9 @@ class Trainer:
         (terms[0] + phase.retain_weight * terms[1]).backward()
         return [float(t.detach()) for t in terms]
 
-    def _logits(self, batch: Batch) -> Tensor:
+    def _predict(self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None) -> Predicted:
         with autocast(self.device, self.config.precision):
-            return self.model(batch)
+            return self.model(batch, labels)
 
     def _update(self, phase: Phase, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
         if not self.sharded:
@@ -253,7 +253,7 @@ class Trainer:
         return None
 
     def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        """What the curvature needs beside logits: which tokens take part, and the number each label is drawn from.
+        """How labels for the curvature are drawn: which tokens take part, and the number each label comes from.
 
         A phase that has only the kind of rows that optim.hessian_data leaves out uses what it has.
         """

@@ -64,7 +64,7 @@ void soul_released_step_(int64_t runs, float **ps, const float **gs, float **ms,
                 ratio = ratio > 1 ? 1 : ratio;
                 m[i] = momentum;
                 h[i] = curvature;
-                p[i] = p[i] * decay - rate * copysignf(momentum != 0 ? ratio : 0, momentum);
+                p[i] = p[i] * decay - rate * copysignf(ratio, momentum);
             }
             counts[0] += unclipped, counts[1] += active, counts[2] += square, counts[3] += size;
         }
