@@ -4,11 +4,7 @@
     python scripts/tune.py run TASK [PART/PARTS]   # TASK: tofu, copyright; finished runs are not repeated
     python scripts/tune.py write TASK              # results/tuning_TASK_embedded.csv and configs/tuned/*.yaml
 
-A setting's score is a harmonic mean of parts in [0, 1]; 1 is a model that forgot like the retain-trained one and kept
-everything else.  tofu: ROUGE-L kept on the retain set; real-author and world-fact accuracy kept (each relative to the
-original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the retain-trained model's, from
-either side.  copyright: ROUGE-L kept on the retain books; held-out perplexity kept; nearness of the forget ROUGE-L at
-both prompt lengths.
+A setting's score is the task's selection_score.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -36,7 +31,6 @@ ALONE = {
 }
 # the paper's beta of 0.1 stops long before answers of 42 tokens are forgotten, let alone passages of 100
 BETAS = {"tofu": (0.02, 0.035), "copyright": (0.02, 0.05)}
-Models = dict[str, dict[str, dict]]
 
 
 def settings(task: str) -> list[dict[str, object]]:
@@ -54,43 +48,12 @@ def settings(task: str) -> list[dict[str, object]]:
     return [{**c, **SHARED[task]} for c in cells]
 
 
-def value(models: Models, model: str, metric: str) -> float:
-    return models[model][metric]["value"]
-
-
-def near(models: Models, metric: str) -> float:
-    """1 at the retain-trained model's value, 0 at the original's and at as far on the other side as can be."""
-    original, floor, now = (value(models, m, metric) for m in ("original", "retain_trained", "this_run"))
-    return 1 - abs(now - floor) / max(floor, original - floor if now > floor else floor)
-
-
-def tofu_parts(models: Models) -> list[float]:
-    kept = value(models, "this_run", "retain_rougeL") / value(models, "original", "retain_rougeL")
-    facts = [
-        value(models, m, "real_authors_acc") + value(models, m, "world_facts_acc") for m in ("this_run", "original")
-    ]
-    distance = models["this_run"]["forget_quality"]["extra"]["D"]
-    return [kept, facts[0] / facts[1], 1 - distance, near(models, "forget_rougeL")]
-
-
-def copyright_parts(models: Models) -> list[float]:
-    kept = value(models, "this_run", "retain_rougeL_20") / value(models, "original", "retain_rougeL_20")
-    fluent = value(models, "original", "heldout_ppl") / value(models, "this_run", "heldout_ppl")
-    return [kept, fluent, near(models, "forget_rougeL_20"), near(models, "forget_rougeL_60")]
-
-
-PARTS: dict[str, Callable[[Models], list[float]]] = {"tofu": tofu_parts, "copyright": copyright_parts}
 SHOWN = {
     "tofu": (
         "forget_quality", "forget_rougeL", "retain_rougeL", "real_authors_acc", "world_facts_acc", "model_utility",
     ),
     "copyright": ("forget_rougeL_20", "forget_rougeL_60", "retain_rougeL_20", "retain_rougeL_60", "heldout_ppl"),
 }  # fmt: skip
-
-
-def score(task: str, models: Models) -> float:
-    parts = PARTS[task](models)
-    return 0.0 if min(parts) <= 0 else len(parts) / sum(1 / min(p, 1.0) for p in parts)
 
 
 def folder(task: str) -> Path:
@@ -117,13 +80,18 @@ def run(task: str, part: int, parts: int) -> None:
 
 
 def write(task: str) -> None:
+    from soul_cli.tasks import TASKS
+    from soul_cli.tasks.selection import value
+
     rows = []
     for file in folder(task).rglob("cell.json"):
         models = json.loads((file.parent / "metrics.json").read_text())["models"]
         numbers = {k: value(models, "this_run", k) for k in SHOWN[task]}
         if task == "tofu":
             numbers["D"] = models["this_run"]["forget_quality"]["extra"]["D"]
-        rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score(task, models), **numbers})
+        rows.append(
+            {**json.loads(file.read_text()), "seed": SEED, "score": TASKS[task].selection_score(models), **numbers}
+        )
     rows.sort(key=lambda r: (r["method"], r["optim"], -r["score"]))
     names = list(dict.fromkeys(k for r in rows for k in r))
     with (ROOT / "results" / f"tuning_{task}_embedded.csv").open("w", newline="") as f:

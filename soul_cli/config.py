@@ -57,10 +57,12 @@ class RunConfig:
 
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers", "parallel")
+    OF_TRAINING = ("optim", "train", "seed")
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
-        return {k: v for k, v in self.plain().items() if k not in self.NOT_RESULT} | {"eval": self.eval.identity()}
+        ignored = self.NOT_RESULT if self.method.trains else self.NOT_RESULT + self.OF_TRAINING
+        return {k: v for k, v in self.plain().items() if k not in ignored} | {"eval": self.eval.identity()}
 
     def plain(self) -> dict[str, Any]:
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}

@@ -52,7 +52,6 @@ def run(config: RunConfig) -> Path:
             general.prepare(config.eval.lm_eval)
             say(describe(config, data, pipe, folder))
             _run(pipe, folder, key)
-    results.show(folder)
     return folder
 
 

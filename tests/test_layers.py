@@ -18,12 +18,13 @@ LAYERS = [
     {"pipeline", "report"},
     {"plan"},
     {"run"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # third-party packages that only these modules may know
 OWNERS = {
-    "hydra": {"config", "cli"},
+    "hydra": {"config", "sweep", "cli"},
     "transformers": {"models", "base_models", "cli"},
     "pandas": {"report"},
     "matplotlib": {"report"},

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate.general import LmEvalConfig
+from soul_cli.tasks.selection import Models
 from soul_cli.types import QA, Metric, Row, UserError
 
 
@@ -101,4 +102,9 @@ class Task(Protocol):
 
     def headline(self) -> list[str]:
         """Metrics of the short table, in order."""
+        ...
+
+    @staticmethod
+    def selection_score(models: Models) -> float:
+        """What settings are chosen by, higher is better; see `selection`."""
         ...

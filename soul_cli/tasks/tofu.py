@@ -15,6 +15,7 @@ from soul_cli.evaluate.likelihood import Scored, score
 from soul_cli.models import AnswerModel
 from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
+from soul_cli.tasks.selection import Models, harmonic, kept, near, share, value
 from soul_cli.types import QA, Metric, Prompted, Row, UserError
 
 
@@ -153,3 +154,13 @@ class TOFU:
 
     def headline(self) -> list[str]:
         return [*tofu_metrics.HEADLINE, *general_metrics.HEADLINE]
+
+    @staticmethod
+    def selection_score(models: Models) -> float:
+        """Of: retain ROUGE-L kept, fact accuracy kept, 1 - D of forget quality, forget ROUGE-L near."""
+        facts = [
+            sum(value(models, model, f"{split}_acc") for split in ("real_authors", "world_facts"))
+            for model in ("this_run", "original")
+        ]
+        distance = models["this_run"]["forget_quality"]["extra"]["D"]
+        return harmonic([kept(models, "retain_rougeL"), share(*facts), 1 - distance, near(models, "forget_rougeL")])
