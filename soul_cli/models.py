@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,16 +123,29 @@ class AnswerModel(nn.Module):
         hidden = hidden.flatten(0, 1)[batch.where]
         head = self.lm.get_output_embeddings()
 
-        def predict(hidden: Tensor, targets: Tensor, *labels: Tensor) -> tuple[Tensor | None, ...]:
-            logits = wide(head(hidden))
-            best = logits.argmax(-1) if with_best else None
-            return token_logps(logits, targets), best, drawn_logps(logits, *labels) if labels else None
+        def score(logits: Tensor, targets: Tensor) -> list[Tensor]:
+            return [token_logps(logits, targets), *([logits.argmax(-1)] if with_best else [])]
 
-        inputs = (hidden, batch.targets, *(labels or ()))
-        n = max(1, STANDING // head.out_features)
-        if len(hidden) <= n:
-            return Predicted(*predict(*inputs))  # type: ignore[arg-type]
-        chunks = zip(*(t.split(n) for t in inputs), strict=True)
-        parts = [checkpoint(predict, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
-        whole = [torch.cat(some) if some[0] is not None else None for some in zip(*parts, strict=True)]
-        return Predicted(*whole)  # type: ignore[arg-type]
+        if len(hidden) * head.out_features <= STANDING:
+            logits = wide(head(hidden))
+            scores, drawn = score(logits, batch.targets), drawn_logps(logits, *labels) if labels else None
+        else:
+            scores = piecewise(head, score, hidden, batch.targets)
+            # apart from the scores: what one backward recomputes and does not use would stay for the other
+            drawn = piecewise(head, lambda *args: [drawn_logps(*args)], hidden, *labels)[0] if labels else None
+        return Predicted(scores[0], scores[1] if with_best else None, drawn)
+
+
+def piecewise(head: Any, function: Callable[..., list[Tensor]], hidden: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """function(logits, *inputs), each of its results whole, with the logits of a few tokens at a time.
+
+    hidden (T, D), inputs (T,).  Each backward computes the logits once more.
+    """
+
+    def compute(hidden: Tensor, *inputs: Tensor) -> list[Tensor]:
+        return function(wide(head(hidden)), *inputs)
+
+    n = max(1, STANDING // head.out_features)
+    chunks = zip(hidden.split(n), *(t.split(n) for t in inputs), strict=True)
+    parts = [checkpoint(compute, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
+    return [torch.cat(some) for some in zip(*parts, strict=True)]
