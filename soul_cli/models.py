@@ -18,7 +18,7 @@ from soul_cli.losses import token_logps, wide
 from soul_cli.optim.curvature import drawn_logps
 from soul_cli.types import Batch, UserError
 
-STANDING = 1 << 26  # logits that stand at a time: 256 MiB in float32, and two or three times that beside them
+STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
 
 
 @dataclass(frozen=True)

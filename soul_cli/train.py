@@ -106,14 +106,14 @@ def build_phases(method: Method, optim: Optim, model: nn.Module) -> list[Phase]:
     def optimizer() -> Optimizer:
         return optim.build(parameter_groups(model, optim.weight_decay))
 
-    both = method.uses_forget and method.uses_retain
+    both = method.uses_forget and method.needs_retain
     if both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating:
         # inside a clipped step a factor on the loss would cancel: the weight acts on the rate
         return [
             Phase(True, False, optimizer(), optim.lr, 1.0),
             Phase(False, True, optimizer(), optim.lr * method.weight, 1.0),
         ]
-    return [Phase(method.uses_forget, method.uses_retain, optimizer(), optim.lr, method.weight)]
+    return [Phase(method.uses_forget, method.needs_retain, optimizer(), optim.lr, method.weight)]
 
 
 class Trainer:
@@ -147,7 +147,7 @@ class Trainer:
 
     def _plan(self, epoch: int) -> list[Step]:
         rows = self.data.forget(epoch) if self.data.forget and self.method.uses_forget else []
-        retain = self.data.retain if self.method.uses_retain else []
+        retain = self.data.retain if self.method.needs_retain else []
         return plan_epoch(
             [len(r) for r in rows],
             [len(r) for r in retain],
