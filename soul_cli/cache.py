@@ -57,13 +57,13 @@ def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
 
 @lru_cache(maxsize=8)
 def code_digest(*parts: str) -> str:
-    """Hash of the package's source files (Python and YAML) under the named files and folders: no result outlives its
+    """Hash of the package's source files (Python, C and YAML) under the named files and folders: no result outlives its
     code.
     """
     files: list[Path] = []
     for part in parts:
         path = PACKAGE / part
-        files += sorted(p for p in path.rglob("*") if p.suffix in (".py", ".yaml")) if path.is_dir() else [path]
+        files += sorted(p for p in path.rglob("*") if p.suffix in (".py", ".c", ".yaml")) if path.is_dir() else [path]
     return digest([(str(f.relative_to(PACKAGE)), sha256(f)) for f in files])
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,9 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from soul_cli import cost
 from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shares, shuffled
 from soul_cli.distributed import norm, rank, share, total_each, total_numbers, world
-from soul_cli.losses import token_logps, wide
+from soul_cli.losses import wide
 from soul_cli.methods import IU, Solver
-from soul_cli.models import AnswerModel, autocast
+from soul_cli.models import AnswerModel, Predicted, autocast
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms
 from soul_cli.train import TrainConfig, TrainData
 from soul_cli.types import Batch, Prompted, UserError
@@ -43,6 +43,17 @@ Vector = list[Tensor]  # a tensor a parameter, in its shape, float32 or wider
 Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a micro-batch, and a name of each
 Progress = Callable[[int, int, str], None]  # done, total, what
 LOSSES = ("loss_forget", "loss_retain")
+
+
+class Logits(nn.Module):
+    """The logits (T, V) of an AnswerModel, whole."""
+
+    def __init__(self, model: AnswerModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return wide(self.model.lm.get_output_embeddings()(self.model.hidden(batch)))
 
 
 class Objective:
@@ -59,7 +70,7 @@ class Objective:
     def value(self, batches: Sequence[Batch]) -> float:
         """Nats a token."""
         with torch.no_grad():
-            nll = sum(float(-token_logps(self._logits(b), b.targets).sum(dtype=torch.float64)) for b in batches)
+            nll = sum(float(-self._predict(b).logps.sum(dtype=torch.float64)) for b in batches)
         nll, tokens = total_numbers([nll, sum(len(b.targets) for b in batches)], self.device)
         return nll / tokens
 
@@ -78,7 +89,9 @@ class Objective:
             for batch, keys in step:
                 owner = batch.owner.cpu()
                 keep = torch.ones(len(owner), dtype=torch.bool)
-                estimate.add(self._logits(batch), keep, answer_uniforms(seed, index, keys, owner))
+                drawn = self._predict(batch, (keep, answer_uniforms(seed, index, keys, owner))).drawn
+                assert drawn is not None
+                estimate.add(drawn)
             found = estimate.estimates()
             own = int(estimate.tokens)
             torch._foreach_add_(sums, list(found.values()), alpha=own)
@@ -89,10 +102,10 @@ class Objective:
     def _zeros(self) -> Vector:
         return [torch.zeros_like(wide(p.detach())) for p in self.params]
 
-    def _logits(self, batch: Batch) -> Tensor:
+    def _predict(self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None) -> Predicted:
         cost.count(forward_passes=1)
         with autocast(self.device, self.precision):
-            return self.model(batch)
+            return self.model(batch, labels)
 
     def _mean(self, batches: Sequence[Batch], of: Callable[[Batch], Sequence[Tensor | None]]) -> Vector:
         """Sums over the batches, then over the processes, by the number of tokens."""
@@ -107,7 +120,7 @@ class Objective:
         return sums
 
     def _gradients(self, batch: Batch) -> Sequence[Tensor | None]:
-        loss = -token_logps(self._logits(batch), batch.targets).sum()
+        loss = -self._predict(batch).logps.sum()
         cost.count(backward_passes=1)
         return torch.autograd.grad(loss, self.params, allow_unused=True)
 
@@ -117,8 +130,8 @@ class Objective:
         # the fused attention kernels have no forward-mode derivative
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), autocast(self.device, self.precision):
             pairs = zip(self.named.items(), vector, strict=True)
-            duals = {name: forward_ad.make_dual(p, v.to(p.dtype)) for (name, p), v in pairs}
-            logits, moved = forward_ad.unpack_dual(functional_call(self.model, duals, (batch,)))
+            duals = {f"model.{name}": forward_ad.make_dual(p, v.to(p.dtype)) for (name, p), v in pairs}
+            logits, moved = forward_ad.unpack_dual(functional_call(Logits(self.model), duals, (batch,)))
         p, moved = logits.detach().softmax(-1), moved.detach()
         pulled = p * (moved - (p * moved).sum(-1, keepdim=True))
         return torch.autograd.grad(logits, self.params, pulled, allow_unused=True)

@@ -64,6 +64,11 @@ class Method:
         """Weight of the retain term; 1 where a method has no such knob."""
         return float(getattr(self, "retain_weight", 1.0))
 
+    @property
+    def needs_retain(self) -> bool:
+        """Whether retain rows are run: a term of weight 0 costs nothing."""
+        return self.uses_retain and self.weight > 0
+
     def forget_loss(self, answers: Answers, counts: Counts) -> Tensor:
         raise NotImplementedError(f"{self.name} has no forget term")
 

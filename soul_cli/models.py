@@ -1,19 +1,24 @@
-"""Models: references by content, loading, and the wrapper that computes answer logits only."""
+"""Models: references by content, loading, and the wrapper that scores answers only."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from soul_cli.cache import file_digest
-from soul_cli.losses import wide
+from soul_cli.losses import token_logps, wide
+from soul_cli.optim.curvature import drawn_logps
 from soul_cli.types import Batch, UserError
+
+STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+class Predicted(NamedTuple):
+    """What an AnswerModel says of the T answer tokens of a batch."""
+
+    logps: Tensor  # (T,) log-probability of each target, nats, float32 or wider
+    best: Tensor | None = None  # (T,) the arg-max, where it was asked for
+    drawn: Tensor | None = None  # (K,) log-probabilities of labels drawn for K of the tokens
+
+
 class AnswerModel(nn.Module):
-    """A causal LM that computes logits at the answer positions only: (T, V) instead of (B, L, V)."""
+    """A causal LM that looks at its predictions at the answer positions only.
+
+    Logits (T, V) do not leave it.  Where they are more than STANDING numbers, they are computed for some tokens at a
+    time, and once more in the backward.
+    """
 
     def __init__(self, lm: Any):
         super().__init__()
@@ -93,12 +110,46 @@ class AnswerModel(nn.Module):
                 raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
         self.lm = lm
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (T, V) for batch.targets, in float32 or wider."""
-        hidden = self.lm.base_model(
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states at the answer positions, (T, D)."""
+        states = self.lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.mask,
             use_cache=False,
         ).last_hidden_state
-        return wide(self.lm.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]))
+        return states.flatten(0, 1)[batch.where]
+
+    def forward(
+        self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
+    ) -> Predicted:
+        """labels: which tokens labels are drawn for (T,) and at which numbers (T,), see curvature.drawn_logps."""
+        hidden = self.hidden(batch)
+        head = self.lm.get_output_embeddings()
+
+        def score(logits: Tensor, targets: Tensor) -> list[Tensor]:
+            return [token_logps(logits, targets), *([logits.argmax(-1)] if with_best else [])]
+
+        if len(hidden) * head.out_features <= STANDING:
+            logits = wide(head(hidden))
+            scores, drawn = score(logits, batch.targets), drawn_logps(logits, *labels) if labels else None
+        else:
+            scores = piecewise(head, score, hidden, batch.targets)
+            # apart from the scores: what one backward recomputes and does not use would stay for the other
+            drawn = piecewise(head, lambda *args: [drawn_logps(*args)], hidden, *labels)[0] if labels else None
+        return Predicted(scores[0], scores[1] if with_best else None, drawn)
+
+
+def piecewise(head: Any, function: Callable[..., list[Tensor]], hidden: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """function(logits, *inputs), each of its results whole, with the logits of a few tokens at a time.
+
+    hidden (T, D), inputs (T,).  Each backward computes the logits once more.
+    """
+
+    def compute(hidden: Tensor, *inputs: Tensor) -> list[Tensor]:
+        return function(wide(head(hidden)), *inputs)
+
+    n = max(1, STANDING // head.out_features)
+    chunks = zip(hidden.split(n), *(t.split(n) for t in inputs), strict=True)
+    parts = [checkpoint(compute, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
+    return [torch.cat(some) for some in zip(*parts, strict=True)]

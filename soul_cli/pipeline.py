@@ -242,7 +242,7 @@ class Pipeline:
     def unlearning_data(self, target: ModelRef, method: Method) -> TrainData:
         encoder = self.encoder(target)
         forget = Pairs(encoder, self.data.forget)
-        retain = Pairs(encoder, self.data.retain if method.uses_retain else [])
+        retain = Pairs(encoder, self.data.retain if method.needs_retain else [])
         reference = self._reference_logps(target, forget) if method.uses_reference else []
         if not method.learns_refusal:
             return TrainData(lambda epoch: forget, retain, reference)

@@ -27,11 +27,12 @@ from soul_cli import checkpoint, cost
 from soul_cli.cache import read_json
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
 from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
-from soul_cli.losses import sum_by, token_logps, wide
+from soul_cli.losses import sum_by, wide
 from soul_cli.methods import Answers, Counts, Method
-from soul_cli.models import AnswerModel, autocast
+from soul_cli.models import AnswerModel, Predicted, autocast
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, scramble
+from soul_cli.optim.sophia import pieces
 from soul_cli.types import Batch, Prompted, UserError
 
 NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
@@ -105,14 +106,14 @@ def build_phases(method: Method, optim: Optim, model: nn.Module) -> list[Phase]:
     def optimizer() -> Optimizer:
         return optim.build(parameter_groups(model, optim.weight_decay))
 
-    both = method.uses_forget and method.uses_retain
+    both = method.uses_forget and method.needs_retain
     if both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating:
         # inside a clipped step a factor on the loss would cancel: the weight acts on the rate
         return [
             Phase(True, False, optimizer(), optim.lr, 1.0),
             Phase(False, True, optimizer(), optim.lr * method.weight, 1.0),
         ]
-    return [Phase(method.uses_forget, method.uses_retain, optimizer(), optim.lr, method.weight)]
+    return [Phase(method.uses_forget, method.needs_retain, optimizer(), optim.lr, method.weight)]
 
 
 class Trainer:
@@ -146,7 +147,7 @@ class Trainer:
 
     def _plan(self, epoch: int) -> list[Step]:
         rows = self.data.forget(epoch) if self.data.forget and self.method.uses_forget else []
-        retain = self.data.retain if self.method.uses_retain else []
+        retain = self.data.retain if self.method.needs_retain else []
         return plan_epoch(
             [len(r) for r in rows],
             [len(r) for r in retain],
@@ -174,7 +175,8 @@ class Trainer:
                 raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
         pairs = zip(self.params, self.start, strict=True)
-        moved = (wide(local(p.detach())) - wide(local(s)) for p, s in pairs)  # one at a time in memory
+        some = (piece for p, s in pairs for piece in pieces(local(p.detach()), local(s)))
+        moved = (wide(new) - wide(old) for new, old in some)  # one at a time in memory
         return record | {"displacement": norm(moved, self.params[0])}
 
     def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
@@ -208,12 +210,12 @@ class Trainer:
         n = len(share.forget)
         own = [rows[i] for i in share.forget] + [self.data.retain[i] for i in share.retain]
         batch = collate(own or [NOTHING]).to(self.device)
-        logits = self._logits(batch)
-        if curvature is not None:
-            curvature.add(logits, *self._labels(phase, share, batch, index))
+        predicted = self._predict(batch, self._labels(phase, share, batch, index) if curvature else None)
+        if curvature is not None and predicted.drawn is not None:
+            curvature.add(predicted.drawn)
             if self.sharded:  # the estimate's backward has used that forward up
-                logits = self._logits(batch)
-        logps = sum_by(token_logps(logits, batch.targets), batch.owner, batch.answers)
+                predicted = self._predict(batch)
+        logps = sum_by(predicted.logps, batch.owner, batch.answers)
         tokens = torch.bincount(batch.owner, minlength=batch.answers)
         terms = [0 * logps.sum()] * 2  # what stays where there are no such rows
         if share.forget:
@@ -226,10 +228,10 @@ class Trainer:
         cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
         return [float(t.detach()) for t in terms]
 
-    def _logits(self, batch: Batch) -> Tensor:
+    def _predict(self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None) -> Predicted:
         cost.count(forward_passes=1)
         with autocast(self.device, self.config.precision):
-            return self.model(batch)
+            return self.model(batch, labels)
 
     def _update(self, phase: Phase, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
         if not self.sharded:
@@ -253,7 +255,7 @@ class Trainer:
         return None
 
     def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        """What the curvature needs beside logits: which tokens take part, and the number each label is drawn from.
+        """How labels for the curvature are drawn: which tokens take part, and the number each label comes from.
 
         A phase that has only the kind of rows that optim.hessian_data leaves out uses what it has.
         """

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soul_cli.data.batches import Step, by_length, collate, cycle, epoch_batches, plan_epoch, shares
-from soul_cli.losses import token_logps
 from soul_cli.models import AnswerModel
 from soul_cli.types import Batch, Prompted
 
@@ -68,7 +67,7 @@ def test_packed_answers_score_as_alone(tiny_lm: Callable[..., Any], score_prompt
     @given(st.lists(groups, min_size=1, max_size=4))
     def law(some: list[Prompted]) -> None:
         batch = collate(some, score_prompt=score_prompt)
-        together = by_owner(batch, token_logps(model(batch), batch.targets))
+        together = by_owner(batch, model(batch).logps)
         alone = []
         for group in some:
             singles = [Prompted(group.prompt, (answer,)) for answer in group.answers]
@@ -96,12 +95,12 @@ def test_what_stands_in_the_padding_does_not_matter(tiny_lm: Callable[..., Any],
     some = [Prompted((5, 6), ((7, 8, 2),)), Prompted((9,), ((4, 2), (3,)) if packed else ((4, 2),))]
     some.append(Prompted((4, 4, 4, 5), ((7, 7, 9, 9, 2),)))
     batch, model = collate(some), AnswerModel(tiny_lm(spread=0.3))
-    before = model(batch)
+    before = model(batch).logps
     lengths = torch.tensor([len(g) for g in some])
     pads = torch.arange(batch.input_ids.shape[1]) >= lengths[:, None]
     assert pads.any()
     batch.input_ids[pads] = 33
-    assert torch.equal(model(batch), before)
+    assert torch.equal(model(batch).logps, before)
 
 
 # --- plans -------------------------------------------------------------------------------------------------

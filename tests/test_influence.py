@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.data.batches import collate
-from soul_cli.influence import Influence, Objective, conjugate_gradient, line_search, split
+from soul_cli.influence import Influence, Logits, Objective, conjugate_gradient, line_search, split
 from soul_cli.methods import IU, GradDiff, Solver
 from soul_cli.models import AnswerModel
 from soul_cli.optim import curvature
@@ -105,7 +105,7 @@ Curved = tuple[Any, list[Batch], Tensor, Tensor]
 def test_gradient_and_value_against_the_explicit_ones(curved: Curved):
     lm, batches, gradient, _ = curved
     assert flat(objective(lm).gradient(batches)).tolist() == pytest.approx(gradient.tolist(), abs=ROUNDING)
-    nll = [-AnswerModel(lm)(b).log_softmax(-1)[range(len(b.targets)), b.targets] for b in batches]
+    nll = [-Logits(AnswerModel(lm))(b).log_softmax(-1)[range(len(b.targets)), b.targets] for b in batches]
     assert objective(lm).value(batches) == pytest.approx(torch.cat(nll).mean().item())
 
 
@@ -205,7 +205,7 @@ def fit(features: Tensor, some: list[Prompted]) -> tuple[Linear, Tensor]:
 
     def closure() -> Tensor:
         search.zero_grad()
-        loss = nn.functional.cross_entropy(AnswerModel(lm)(batch), batch.targets)
+        loss = nn.functional.cross_entropy(Logits(AnswerModel(lm))(batch), batch.targets)
         loss.backward()
         return loss
 

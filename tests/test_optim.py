@@ -25,7 +25,7 @@ from soul_cli.optim.build import (
     SoulReleasedConfig,
     parameter_groups,
 )
-from soul_cli.optim.curvature import GaussNewtonBartlett, sample_labels, scramble, uniforms
+from soul_cli.optim.curvature import GaussNewtonBartlett, drawn_logps, sample_labels, scramble, uniforms
 from soul_cli.optim.sophia import Soul, SoulReleased
 from soul_cli.train import Trainer, build_phases
 from soul_cli.types import UserError
@@ -469,7 +469,7 @@ def drawn(x: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
 def estimate(linear: nn.Linear, *batches: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
     curvature = GaussNewtonBartlett([linear.weight])
     for x in batches:
-        curvature.add(linear(x), everything(x), drawn(x, seed, step))
+        curvature.add(drawn_logps(linear(x), everything(x), drawn(x, seed, step)))
     return curvature.estimates()[linear.weight]
 
 
@@ -557,16 +557,16 @@ def test_only_kept_tokens_take_part():
     linear, x = softmax_regression(tokens=6, features=3, classes=4)
     keep = torch.tensor([True, False, True, False, False, True])
     curvature, other = GaussNewtonBartlett([linear.weight]), GaussNewtonBartlett([linear.weight])
-    curvature.add(linear(x), ~everything(x), drawn(x))  # none: as if it had not been called
-    curvature.add(linear(x), keep, drawn(x))
-    other.add(linear(x[keep]), everything(x[keep]), drawn(x)[keep])
+    curvature.add(drawn_logps(linear(x), ~everything(x), drawn(x)))  # none: as if it had not been called
+    curvature.add(drawn_logps(linear(x), keep, drawn(x)))
+    other.add(drawn_logps(linear(x[keep]), everything(x[keep]), drawn(x)[keep]))
     torch.testing.assert_close(curvature.estimates()[linear.weight], other.estimates()[linear.weight])
 
 
 def test_an_estimate_from_no_token_is_an_error():
     linear, x = softmax_regression(tokens=2, features=3, classes=4)
     curvature = GaussNewtonBartlett([linear.weight])
-    curvature.add(linear(x), ~everything(x), drawn(x))
+    curvature.add(drawn_logps(linear(x), ~everything(x), drawn(x)))
     with pytest.raises(ValueError, match="no token"):
         curvature.estimates()
 
@@ -578,7 +578,7 @@ def test_estimating_leaves_gradients_and_graph_alone():
     (expected,) = torch.autograd.grad(logits.square().sum(), linear.weight, retain_graph=True)
     linear.weight.grad = torch.ones_like(linear.weight)
     curvature = GaussNewtonBartlett([linear.weight, unused])
-    curvature.add(logits, everything(x), drawn(x))
+    curvature.add(drawn_logps(logits, everything(x), drawn(x)))
     assert curvature.estimates()[unused].tolist() == [0, 0]
     assert unused.grad is None
     logits.square().sum().backward()  # the loss's own backward, through the same forward

@@ -11,7 +11,6 @@ import torch
 
 from soul_cli import cost
 from soul_cli.data.batches import by_length, collate
-from soul_cli.losses import token_logps
 from soul_cli.models import AnswerModel
 from soul_cli.types import Prompted
 
@@ -50,10 +49,9 @@ def score(
     for indices in by_length([len(g) for g in groups], budget):
         batch = collate([groups[i] for i in indices], score_prompt=score_prompt).to(device)
         with autocast():
-            logits = model(batch)
+            logps, best, _ = model(batch, with_best=True)
         cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
-        logps = token_logps(logits, batch.targets).cpu()
-        correct = (logits.argmax(-1) == batch.targets).int().cpu()
+        logps, correct = logps.cpu(), (best == batch.targets).int().cpu()
         sizes = torch.bincount(batch.owner.cpu(), minlength=batch.answers).tolist()
         scores = iter(
             [

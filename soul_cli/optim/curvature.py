@@ -14,7 +14,7 @@ from soul_cli import cost
 from soul_cli.distributed import local, sharded, total, total_each
 from soul_cli.losses import token_logps, wide
 
-CHUNK = 256  # tokens whose distributions stand in float64 at a time
+HEIGHTS = 1 << 22  # values of distribution functions that stand in float64 at a time
 
 
 def scramble(*keys: Any) -> NDArray[np.uint64]:
@@ -51,11 +51,21 @@ def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
     """Labels ~ softmax(logits) by inverting the distribution function at u.  logits (T, V), u (T,) -> (T,) int64."""
     precise = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
     labels = []
-    for some, at in zip(logits.detach().split(CHUNK), u.to(logits.device, precise).split(CHUNK), strict=True):
+    n = max(1, HEIGHTS // logits.shape[1])
+    for some, at in zip(logits.detach().split(n), u.to(logits.device, precise).split(n), strict=True):
         heights = some.softmax(-1, dtype=precise).cumsum(-1)
         # the last height is 1 but for rounding
         labels.append(torch.searchsorted(heights, at[:, None] * heights[:, -1:], right=True).squeeze(1))
     return torch.cat(labels).clamp(max=logits.shape[1] - 1)
+
+
+def drawn_logps(logits: Tensor, keep: Tensor, u: Tensor) -> Tensor:
+    """Log-probabilities of labels drawn from the model itself, for the K tokens that take part: (K,), nats.
+
+    logits (T, V); keep (T,) bool: which tokens; u (T,): see `uniforms`.
+    """
+    chosen = logits[keep.to(logits.device)]
+    return token_logps(chosen, sample_labels(chosen, u[keep]))
 
 
 class GaussNewtonBartlett:
@@ -64,10 +74,10 @@ class GaussNewtonBartlett:
     E[h] over the labels is the diagonal of the Gauss-Newton matrix of the mean CE.  Tokens and gradients are those of
     all micro-batches and all processes together: they are summed before they are squared.
 
-    Whole parameters: it reuses the logits of a forward already done, one extra backward and no extra forward.
+    Whole parameters: it reuses a forward already done: one extra backward and no extra forward.
     Sharded ones (FSDP2): gradients are reduced by hooks of backward(), which torch.autograd.grad does not run, and a
-    forward serves one backward.  There the logits must come from a forward of their own, before the step's, and all
-    ranks must take part in each `add`, with or without tokens; gradients already in .grad are put back.
+    forward serves one backward.  There the log-probabilities must come from a forward of their own, before the step's,
+    and all ranks must take part in each `add`, with or without tokens; gradients already in .grad are put back.
     """
 
     def __init__(self, params: Sequence[Tensor]):
@@ -76,17 +86,13 @@ class GaussNewtonBartlett:
         self.tokens = torch.zeros((), dtype=torch.int64, device=params[0].device)
         self.sums = [torch.zeros_like(wide(local(p.detach()))) for p in params]
 
-    def add(self, logits: Tensor, keep: Tensor, u: Tensor) -> None:
-        """Add one micro-batch: logits (T, V) with their graph.
-
-        keep (T,) bool: which tokens take part; u (T,): see `uniforms`; both on the CPU.
-        """
-        chosen = logits[keep.to(logits.device)]
-        loss = -token_logps(chosen, sample_labels(chosen, u[keep])).sum()
+    def add(self, drawn: Tensor) -> None:
+        """Add one micro-batch: log-probabilities of its drawn labels, (K,) with their graph (`drawn_logps`)."""
+        loss = -drawn.sum()
         for part, grad in zip(self.sums, self._gradients(loss), strict=True):
             if grad is not None:
                 part.add_(local(grad))
-        self.tokens += len(chosen)
+        self.tokens += len(drawn)
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
         cost.count(backward_passes=1)

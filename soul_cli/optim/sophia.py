@@ -2,6 +2,7 @@
 
 The arithmetic stands in two free functions; the classes own groups and state.  It acts on each coordinate by itself, so
 on sharded parameters each process steps its own part; what is logged or calibrated counts the coordinates of all.
+Float32 parameters on a CPU are stepped by the same arithmetic in one pass (kernel.py).
 
 References
     SOUL: Jia et al., EMNLP 2024 (Algorithm 1, eq. 11).  Sophia: Liu et al., ICLR 2024 (arXiv:2305.14342).
@@ -15,47 +16,64 @@ Deviations from Sophia's released code, all in `Soul`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from soul_cli.distributed import all_values, every, local, norm, over_shards
+from soul_cli.distributed import all_values, every, local, over_shards
 from soul_cli.losses import wide
+from soul_cli.optim import kernel
 
 SAMPLE = 1 << 20  # coordinates looked at when rho is calibrated
+PIECE = {"cpu": 1 << 18}  # coordinates in work at a time, by device: on a CPU what a cache holds,
+LARGE = 1 << 26  # elsewhere so many that launching costs nothing and what stands in between little memory
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape as views of some of their rows at a time."""
+    first = tensors[0]
+    most = PIECE.get(first.device.type, LARGE)
+    if first.numel() <= most:
+        yield tensors
+        return
+    rows = max(1, most * len(first) // first.numel())
+    yield from zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def counts(unclipped: Tensor, m: Tensor, h: Tensor) -> Tensor:
+    """Unclipped coordinates with m != 0, those with m != 0, sum of m^2, sum of |h|: (4,), in float64."""
+    numbers = [unclipped.sum(), (m != 0).sum(), wide(m).square().sum(), wide(h).abs().sum()]
+    return torch.stack([n.to(torch.float32 if m.device.type == "mps" else torch.float64) for n in numbers])
 
 
 def soul_step_(
-    param: Tensor, m: Tensor, h: Tensor, *, lr: float, rho: float, eps: float, weight_decay: float
+    param: Tensor, grad: Tensor, m: Tensor, h: Tensor, lr: float, decay: float, gain: float, rho: float, eps: float
 ) -> Tensor:
-    """In place: param -= lr * clip(m / max(rho h, eps), 1), after decoupled weight decay.
-
-    Returns the number of coordinates with m != 0 that were not clipped, a scalar tensor.
-    """
+    """In place: m += gain (grad - m); param = decay param - lr clip(m / max(rho h, eps), 1).  Returns `counts`."""
+    m.lerp_(grad.to(m.dtype), gain)
     ratio = m / torch.clamp(rho * h, min=eps)
-    param.mul_(1 - lr * weight_decay)
-    param.add_(ratio.clamp(-1, 1).to(param.dtype), alpha=-lr)
-    return ((ratio.abs() < 1) & (m != 0)).sum()
+    param.mul_(decay).add_(ratio.clamp(-1, 1).to(param.dtype), alpha=-lr)
+    return counts((ratio.abs() < 1) & (m != 0), m, h)
 
 
 def soul_released_step_(
-    param: Tensor, grad: Tensor, m: Tensor, h: Tensor, *, lr: float, weight_decay: float, group: dict[str, Any]
+    param: Tensor, grad: Tensor, m: Tensor, h: Tensor, lr: float, decay: float, beta1: float, beta2: float, width: float
 ) -> Tensor:
     """In place, the step of SOUL's released code: h from the squared gradient, the momentum applied twice.
 
-    Returns the number of coordinates with m != 0 that were not clipped, a scalar tensor.
+    decay: factor of the parameter; width: of h, rho * bs.  Returns `counts`.
     """
-    beta1, beta2 = group["betas"]
+    grad = grad.to(m.dtype)
     h.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     for _ in range(2):
         m.mul_(beta1).add_(grad, alpha=1 - beta1)
-    param.mul_(1 - lr * weight_decay)
-    ratio = m.abs() / (group["rho"] * group["bs"] * h + 1e-15)
-    param.addcmul_(m.sign(), ratio.clamp(max=1).to(m.dtype), value=-lr)
-    return ((ratio < 1) & (m != 0)).sum()
+    ratio = m.abs() / (width * h + 1e-15)
+    param.mul_(decay).addcmul_(m.sign(), ratio.clamp(max=1).to(m.dtype), value=-lr)
+    return counts((ratio < 1) & (m != 0), m, h)
 
 
 class SecondOrder(Optimizer):
@@ -74,16 +92,24 @@ class SecondOrder(Optimizer):
         states = (self.state[p] for group in self.param_groups for p in group["params"] if p in self.state)
         return [s for s in states if "m" in s]
 
-    def _measure(self, unclipped: list[Tensor]) -> None:
-        """unclipped: counts, one a parameter, of this process's coordinates."""
-        m, h = ([s[key] for s in self._states()] for key in "mh")
-        counts = torch.stack([sum(unclipped), sum((local(x) != 0).sum() for x in m)])  # type: ignore[list-item]
-        free, active = over_shards(counts, m[0]).tolist()
-        self.stats = {
-            "unclipped_share": free / max(1, active),
-            "m_norm": norm(m, m[0]),
-            "h_l1": float(over_shards(sum(wide(local(x)).abs().sum() for x in h), h[0])),  # type: ignore[arg-type]
-        }
+    def _update(self, step_: Callable[..., Tensor], options: Callable[[dict[str, Any]], tuple[float, ...]]) -> None:
+        """Step every parameter that has a gradient; count.
+
+        step_: one of the two functions above; options: of a group, what the function takes after the tensors.
+        """
+        groups: list[tuple[list[kernel.Part], tuple[float, ...]]] = []
+        for group in self.param_groups:
+            stepped = [p for p in group["params"] if p.grad is not None]
+            parts = [(local(p), local(p.grad), *map(local, self._state(p))) for p in stepped]
+            groups.append((parts, options(group)))  # type: ignore[arg-type]
+        everything = [part for parts, _ in groups for part in parts]
+        if kernel.takes(everything):
+            total = torch.tensor(kernel.step(step_.__name__, groups), dtype=torch.float64)
+        else:
+            each = [step_(*some, *opts) for parts, opts in groups for part in parts for some in pieces(*part)]
+            total = torch.stack(each).sum(0)
+        unclipped, active, square, size = over_shards(total, self._states()[0]["m"]).tolist()
+        self.stats = {"unclipped_share": unclipped / max(1, active), "m_norm": math.sqrt(square), "h_l1": size}
 
 
 class Soul(SecondOrder):
@@ -130,24 +156,23 @@ class Soul(SecondOrder):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients in .grad; the curvature must have been given at least once."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    if "m" not in self.state[p]:
-                        raise RuntimeError("Soul.step before the first update_hessian")
-                    m = local(self.state[p]["m"])
-                    m.lerp_(local(p.grad).to(m.dtype), 1 - group["betas"][0])
-        if self.param_groups[0]["calibrate"]:
+        stepped = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any("m" not in self.state[p] for p, _ in stepped):
+            raise RuntimeError("Soul.step before the first update_hessian")
+        ahead = self.param_groups[0]["calibrate"]
+        if ahead:  # rho depends on the new momentum: it is made first, in a pass of its own
+            for p, group in stepped:
+                m = local(self.state[p]["m"])
+                m.lerp_(local(p.grad).to(m.dtype), 1 - group["betas"][0])
             rho = self._calibrated(self.param_groups[0]["share"])
             for group in self.param_groups:
                 group["rho"], group["calibrate"] = rho, False
-        unclipped = []
-        for group in self.param_groups:
-            options = {k: group[k] for k in ("lr", "rho", "eps", "weight_decay")}
-            for p in group["params"]:
-                if p.grad is not None:
-                    unclipped.append(soul_step_(local(p), *map(local, self._state(p)), **options))
-        self._measure(unclipped)
+
+        def options(group: dict[str, Any]) -> tuple[float, ...]:
+            gain = 0.0 if ahead else 1 - group["betas"][0]
+            return group["lr"], 1 - group["lr"] * group["weight_decay"], gain, group["rho"], group["eps"]
+
+        self._update(soul_step_, options)
         self.stats["rho"] = float(self.param_groups[0]["rho"])
 
     def _calibrated(self, share: float) -> float:
@@ -190,11 +215,9 @@ class SoulReleased(SecondOrder):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients in .grad (already clipped to norm 1 by the loop)."""
-        unclipped = []
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    m, h = map(local, self._state(p))
-                    grad, options = local(p.grad).to(m.dtype), {k: group[k] for k in ("lr", "weight_decay")}
-                    unclipped.append(soul_released_step_(local(p), grad, m, h, group=group, **options))
-        self._measure(unclipped)
+
+        def options(group: dict[str, Any]) -> tuple[float, ...]:
+            decay = 1 - group["lr"] * group["weight_decay"]
+            return group["lr"], decay, *group["betas"], group["rho"] * group["bs"]
+
+        self._update(soul_released_step_, options)

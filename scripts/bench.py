@@ -1,0 +1,358 @@
+#!/usr/bin/env python3
+"""Speed and memory against what is used today, side by side in one process -> results/bench.md.
+
+    python scripts/bench.py               # everything, at 2M, 12M and 135M parameters
+    python scripts/bench.py --only step   # one line (see LINES); the table then holds that line alone
+    python scripts/bench.py --short       # a few seconds a line on a tiny model: whether it runs, not how fast
+
+Wants a quiet machine.  Baselines stand in bench_baselines.py, sizes and data in bench_setup.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from accelerate import Accelerator
+from bench_baselines import ReferenceInMemory, evaluate_in_batches, plain_soul_step
+from bench_setup import (
+    FULL,
+    SHORT,
+    Effort,
+    Measured,
+    Table,
+    encoder,
+    language_model,
+    let_answers_end,
+    pairs,
+    peak_memory,
+    questions,
+    rate_of_copies,
+    rate_of_products,
+    seconds,
+    tokens,
+)
+from torch.nn.functional import pad
+
+from soul_cli.data.batches import collate, epoch_batches, shuffled
+from soul_cli.evaluate.general import LmEvalConfig
+from soul_cli.methods import NPO, Finetune, Method, Normalize
+from soul_cli.models import AnswerModel
+from soul_cli.optim.build import AdamW, HessianData, Mode, Optim, SoulConfig
+from soul_cli.optim.sophia import Soul
+from soul_cli.tasks.base import EvalConfig
+from soul_cli.tasks.tofu import TOFU
+from soul_cli.train import TrainConfig, TrainData, Trainer
+from soul_cli.types import Batch, Prompted, Row
+
+LR, WD = 1e-6, 0.1
+ADAMW = AdamW("adamw", LR, WD, 0.9, 0.999, 1e-8)
+SOUL = SoulConfig("soul", LR, WD, 0.9, 0.95, 1e-15, None, 0.3, 10, HessianData.both, Mode.joint)
+Lines = Iterator[Measured]
+
+
+# --- evaluation --------------------------------------------------------------------------------------------
+
+
+def evaluate(lm: Any, size: str, rows: int) -> list[Row]:
+    """The project's own, in its default settings."""
+    general = LmEvalConfig(tasks=[], data_dir=None, include_path=None, limit=None, batch_size=16, max_length=None)
+    config = EvalConfig(8192, 200, 50, "rougeL", "", None, general)
+    task = TOFU("tofu", "embedded", "forget10", 0, None, None, None, None, None)
+    return task.evaluate(lm, encoder(size), "forget", questions(rows, 0), config, lambda *progress: None)
+
+
+def difference(ours: list[Row], theirs: list[Row]) -> float:
+    """The largest between numbers; infinite where a text differs."""
+    most = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        for key, value in b.items():
+            if isinstance(value, str):
+                most = max(most, 0.0 if a[key] == value else float("inf"))
+            else:
+                got, wanted = torch.tensor(a[key]).flatten().double(), torch.tensor(value).flatten().double()
+                most = max(most, float((got - wanted).abs().max()))
+    return most
+
+
+def evaluation(effort: Effort) -> Lines:
+    for size in effort.sizes:
+        lm, n = language_model(size), effort.evaluated[size]
+        let_answers_end(lm)
+        rows: dict[str, list[Row]] = {}
+
+        def keep(name: str, run: Callable[[], list[Row]], rows: dict[str, list[Row]] = rows) -> Callable[[], None]:
+            return lambda: rows.update({name: run()})
+
+        theirs = partial(evaluate_in_batches, lm, encoder(size), questions(n, 0), max_total=200)
+        took = seconds(
+            {
+                "ours": keep("ours", partial(evaluate, lm, size, n)),
+                "loop": keep("loop", partial(theirs, size=1)),
+                "batched": keep("batched", partial(theirs, size=32)),
+            },
+            effort.repeats,
+        )
+        for name, what, goal in (("loop", "batch 1", 8.0), ("batched", "batches of 32 in order", 2.5)):
+            yield Measured(
+                f"TOFU evaluation, all metrics, against {what}", size, took[name] / took["ours"], (">=", goal),
+                f"{n} rows: {took['ours']:.1f} s against {took[name]:.1f} s; "
+                f"largest difference {difference(rows['ours'], rows[name]):.0e}",
+            )  # fmt: skip
+
+
+def growth(effort: Effort) -> Lines:
+    """Rows x1, x4, x16: seconds and memory; then the length of the rows."""
+    size = effort.sizes[0]
+    base = effort.evaluated[size] // (1 if effort is SHORT else 4)
+    lm = language_model(size)
+    let_answers_end(lm)
+    took = seconds({str(k): partial(evaluate, lm, size, base * k) for k in effort.multiples}, effort.repeats)
+    memory = {str(k): peak_memory(effort, evaluate_anew, size, base * k) for k in effort.multiples}
+    for k in effort.multiples[1:]:
+        yield Measured(
+            f"evaluation, time a row at {k} times the rows", size, took[str(k)] / took["1"] / k, ("<=", 1.0),
+            f"{base * k} rows in {took[str(k)]:.1f} s, {base} in {took['1']:.1f} s",
+        )  # fmt: skip
+        yield Measured(
+            f"evaluation, memory at {k} times the rows", size, memory[str(k)] / memory["1"], ("<=", 1.1),
+            f"{memory[str(k)]:.0f} MiB, {memory['1']:.0f} MiB", "a batch is only full with more rows",
+        )  # fmt: skip
+    model = AnswerModel(language_model(size))
+    for length in effort.lengths:
+        rows = [Prompted((5,) * 16, (tuple([7] * (length - 16)),))] * (1024 // length)
+        one = seconds({"": lambda rows=rows: forward_backward(model, collate(rows))}, effort.repeats)[""]
+        yield Measured("training, tokens/s by length of the rows", f"{size}, {length}", 1024 / one, None, "1024 tokens")
+
+
+def evaluate_anew(size: str, rows: int) -> None:
+    lm = language_model(size)
+    let_answers_end(lm)
+    evaluate(lm, size, rows)
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+def trainer(size: str, method: Method, optim: Optim, effort: Effort, kind: type[Trainer] = Trainer) -> Trainer:
+    n = effort.batch * effort.batches
+    forget, retain = pairs(size, n, 0), pairs(size, 4 * n, 2)
+    data = TrainData(lambda epoch: forget, retain, [-100.0] * n)
+    config = TrainConfig(1, effort.batch, 1, 0.0, "constant", 1.0, "no", 1000)
+    return kind(language_model(size), data, method, optim, config, 0, Accelerator(cpu=True))
+
+
+def stepper(one: Trainer, steps: int) -> Callable[[], None]:
+    """A function that takes so many steps further, round and round over the plan."""
+    plan, rows = [step for epoch in one.plans for step in epoch], one.data.forget(0) if one.data.forget else []
+    one.total, done = 10**9, 0  # a constant rate
+
+    def run() -> None:
+        nonlocal done
+        for _ in range(steps):
+            one._step(plan[done % len(plan)], done, rows)
+            done += 1
+
+    return run
+
+
+def npo(effort: Effort) -> Lines:
+    for size in effort.sizes:
+        for weight, goal in ((1.0, 0.90), (0.0, 0.78)):
+            method = NPO("npo", weight, 0.1, Normalize.sum)
+            kinds = {"cached": Trainer, "memory": ReferenceInMemory}
+            took = seconds(
+                {k: stepper(trainer(size, method, ADAMW, effort, v), effort.batches) for k, v in kinds.items()},
+                effort.repeats,
+            )
+            yield Measured(
+                f"NPO step, reference cached against in memory, retain weight {weight:g}", size,
+                took["cached"] / took["memory"], ("<=", goal),
+                f"{took['cached'] / effort.batches:.3f} s against {took['memory'] / effort.batches:.3f} s a step",
+            )  # fmt: skip
+        memory = {k: peak_memory(effort, train_anew, size, v, effort) for k, v in kinds.items()}
+        yield Measured(
+            "NPO step, peak memory, reference cached against in memory", size, memory["cached"] / memory["memory"],
+            ("<=", 0.85) if size == "135M" else None, f"{memory['cached']:.0f} MiB against {memory['memory']:.0f} MiB",
+            "the start of the run stays in memory too, for the distance travelled",
+        )  # fmt: skip
+
+
+def train_anew(size: str, kind: type[Trainer], effort: Effort) -> None:
+    stepper(trainer(size, NPO("npo", 1.0, 0.1, Normalize.sum), ADAMW, effort, kind), 2)()
+
+
+def forward_backward(model: AnswerModel, batch: Batch) -> None:
+    (-model(batch).logps.mean()).backward()
+    model.zero_grad()
+
+
+def widened(batch: Batch, width: int) -> Batch:
+    """The same rows padded further."""
+    old = batch.input_ids.shape[1]
+    where = batch.where // old * width + batch.where % old
+    ids = pad(batch.input_ids, (0, width - old))
+    return Batch(ids, None, None, where, batch.targets, batch.owner, batch.answers)
+
+
+def padding(effort: Effort) -> Lines:
+    for size in effort.sizes:
+        model, n = AnswerModel(language_model(size)), effort.batch
+        data = pairs(size, 16 * n, 0)
+        lengths = [len(row) for row in data]
+        bucketed = epoch_batches(lengths, n, 0, 0)
+        at_random = shuffled(len(data), 0, 0)
+        in_order = [at_random[i : i + n] for i in range(0, len(data), n)]
+        few = max(1, effort.batches // 2)
+
+        def run(batches: list[list[int]], width: int, model: Any = model, data: list[Prompted] = data) -> None:
+            for indices in batches:
+                batch = collate([data[i] for i in indices])
+                forward_backward(model, widened(batch, max(width, batch.input_ids.shape[1])))
+
+        took = seconds(
+            {
+                "bucketed": partial(run, bucketed, 0),
+                "longest": partial(run, in_order, 0),
+                "512": partial(run, in_order[:few], 512),
+            },
+            effort.repeats,
+        )
+        real = {"bucketed": sum(lengths), "longest": sum(lengths)}
+        real["512"] = sum(lengths[i] for batch in in_order[:few] for i in batch)
+        rate = {k: real[k] / took[k] for k in real}
+        for name, what, goal in (("512", "to 512", 5.0), ("longest", "to the longest of a random batch", 1.25)):
+            yield Measured(
+                f"training on batches of like length against padding {what}", size, rate["bucketed"] / rate[name],
+                (">=", goal), f"{rate['bucketed']:.0f} against {rate[name]:.0f} tokens/s, batches of {n}",
+                "rows of this data differ too little in length" if name == "longest" else "",
+            )  # fmt: skip
+
+
+def throughput(effort: Effort) -> Lines:
+    peak = rate_of_products()
+    for size in effort.sizes:
+        one = trainer(size, Finetune("finetune"), ADAMW, effort)
+        run = stepper(one, 2)
+        run()
+        plan = [step for epoch in one.plans for step in epoch][2:4]
+        took = seconds({"": lambda one=one, plan=plan: [one._step(s, 0, []) for s in plan]}, effort.repeats)[""]
+        real = tokens([one.data.retain[i] for step in plan for _, r in step.micro for i in r])
+        work = 6 * sum(p.numel() for p in one.params) * real / took
+        yield Measured(
+            "training, share of the machine's matrix-product rate at 6 FLOP a parameter and token", size, work / peak,
+            (">=", 0.6) if size == "135M" else None, f"{real / took:.0f} tokens/s, {work / 1e9:.0f} of "
+            f"{peak / 1e9:.0f} GFLOP/s",
+        )  # fmt: skip
+
+
+# --- the optimizer -----------------------------------------------------------------------------------------
+
+
+def step(effort: Effort) -> Lines:
+    """optimizer.step() alone: against AdamW, a plain loop, and the time that six arrays take at copy bandwidth."""
+    for size in effort.sizes:
+        params = [torch.nn.Parameter(p.detach()) for p in language_model(size).parameters()]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        n = sum(p.numel() for p in params)
+        foreach, fused = (torch.optim.AdamW(params, lr=LR, weight_decay=WD, **{k: True}) for k in ("foreach", "fused"))
+        soul = Soul(params, lr=LR, betas=(0.9, 0.95), eps=1e-15, weight_decay=WD, rho=0.5)
+        soul.update_hessian({p: torch.rand_like(p) for p in params})
+        states = [(p, soul.state[p]["m"], soul.state[p]["h"]) for p in params]
+        loop = partial(plain_soul_step, states, lr=LR, beta1=0.9, rho=0.5, eps=1e-15, wd=WD)
+        contenders = {"soul": soul.step, "foreach": foreach.step, "fused": fused.step, "loop": loop}
+        took = seconds(contenders, 5 * effort.repeats)
+        for name, goal in (("foreach", 0.4), ("fused", 1.3)):
+            yield Measured(
+                f"optimizer step, soul against AdamW {name}", size, took["soul"] / took[name], ("<=", goal),
+                f"{took['soul'] * 1e3:.2f} ms against {took[name] * 1e3:.2f} ms",
+            )  # fmt: skip
+        yield Measured(
+            "optimizer step, soul against a plain loop over tensors", size, took["loop"] / took["soul"],
+            (">=", 2.5) if size == "135M" else None, f"{took['soul'] * 1e3:.2f} ms against {took['loop'] * 1e3:.2f} ms",
+        )  # fmt: skip
+        least = 6 * 4 * n / rate_of_copies(n)
+        yield Measured(
+            "optimizer step, time against six arrays at copy bandwidth", size, took["soul"] / least, ("<=", 1.5),
+            f"{took['soul'] * 1e3:.2f} ms against {least * 1e3:.2f} ms",
+        )  # fmt: skip
+        held = [sum(t.numel() * t.element_size() for s in o.state.values() for t in s.values()) for o in (soul, fused)]
+        yield Measured(
+            "optimizer state, soul against AdamW", size, held[0] / held[1], ("<=", 1.0), f"{held[0]}, {held[1]} bytes"
+        )
+
+
+def soul_step(effort: Effort) -> Lines:
+    """Ten training steps, the curvature on the first one's own forward."""
+    for size in effort.sizes:
+        method = NPO("npo", 1.0, 0.1, Normalize.sum)
+        one = {o.name: stepper(trainer(size, method, o, effort), SOUL.hessian_every) for o in (SOUL, ADAMW)}
+        took = seconds(one, effort.repeats)
+        yield Measured(
+            "whole training step, soul (k = 10) against AdamW fused", size, took["soul"] / took["adamw"], ("<=", 1.08),
+            f"{took['soul'] / 10:.3f} s against {took['adamw'] / 10:.3f} s",
+            "the second backward alone is 2/3 of a step in every tenth, 1.067",
+        )  # fmt: skip
+
+
+# --- sweeps ------------------------------------------------------------------------------------------------
+
+
+def sweep(effort: Effort) -> Lines:
+    """Runs that differ in the rate, of a model smaller than the embedded one: what the cache holds afterwards."""
+    from soul_cli.config import compose
+    from soul_cli.run import run
+
+    small = ["model.hidden=32", "model.layers=1", "model.style_authors=1", "model.fact_repeats=1", "eval.limit=2"]
+    small += ["train.epochs=1", "model.base.train.epochs=1", "model.finetune.train.epochs=1"]
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"SOUL_CACHE": f"{folder}/cache"}):
+        took = []
+        for k in range(effort.members):
+            began = time.perf_counter()
+            run(compose([*small, f"optim.lr={(k + 1) * 1e-5}", f"output_dir={folder}/out"]))
+            took.append(time.perf_counter() - began)
+        made = {kind: len(list(Path(folder, "cache", kind).glob("*/"))) for kind in ("models", "reference")}
+    yield Measured(
+        f"a sweep of {effort.members} runs: models and references made", "0.03M", sum(made.values()), ("<=", 4),
+        f"{made['models']} models (base, target, retain-trained), {made['reference']} set of reference "
+        f"log-probabilities; first run {took[0]:.0f} s, the others {sum(took[1:]) / len(took[1:]):.1f} s each",
+    )  # fmt: skip
+
+
+LINES: dict[str, Callable[[Effort], Lines]] = {
+    "step": step,
+    "soul_step": soul_step,
+    "padding": padding,
+    "npo": npo,
+    "throughput": throughput,
+    "evaluation": evaluation,
+    "growth": growth,
+    "sweep": sweep,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="whether it runs, not how fast")
+    parser.add_argument("--only", choices=LINES, action="append", help="one line; may be given several times")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "results" / "bench.md")
+    args = parser.parse_args()
+    table = Table(args.out)
+    for name in args.only or LINES:
+        for measured in LINES[name](SHORT if args.short else FULL):
+            table.add(measured)
+
+
+if __name__ == "__main__":
+    main()
