@@ -17,37 +17,11 @@ from soul_cli.types import UserError
 
 
 @dataclass
-class LoRA:
-    """Low-rank adapters on all linear layers but the head, merged into the weights afterwards (Hu et al. 2022)."""
-
-    r: int
-    alpha: int
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or self.alpha < 1:
-            raise UserError(f"lora.r={self.r}, lora.alpha={self.alpha}: must be 1 or more")
-        try:
-            import peft  # noqa: F401
-        except ImportError:
-            raise UserError("model.finetune.lora needs the extra 'lora': pip install 'soul-unlearn[lora]'") from None
-
-    def attach(self, lm: Any, seed: int) -> Any:
-        """Put adapters into lm, in place, and freeze the rest.  Returns the wrapper that can merge them."""
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(seed)
-        return get_peft_model(
-            lm, LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
-
-
-@dataclass
 class Recipe:
-    """How a pretrained model is fine-tuned (target and retain-trained alike).  lora=null: all weights."""
+    """How a pretrained model is fine-tuned (target and retain-trained alike)."""
 
     optim: AdamW
     train: TrainConfig
-    lora: LoRA | None
 
 
 @dataclass
@@ -56,8 +30,6 @@ class MuonRecipe:
 
     optim: Muon
     train: TrainConfig
-
-    lora: ClassVar[None] = None
 
 
 @dataclass

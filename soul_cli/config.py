@@ -54,9 +54,13 @@ class RunConfig:
     cache_dir: str
     trackers: list[str]
     parallel: Parallel
+    offload: bool  # optimizer states in main memory, sharded parameters too
+    activation_checkpointing: bool
 
     # what changes where a result lies or how it is computed, not what it is
-    NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers", "parallel")
+    NOT_RESULT = (
+        "force", "save_model", "output_dir", "cache_dir", "trackers", "parallel", "offload", "activation_checkpointing",
+    )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
@@ -96,16 +100,21 @@ def load(raw: DictConfig) -> RunConfig:
             parts[key] = _typed(key, raw[key], {"train": TrainConfig, "eval": EvalConfig}[key])
         else:
             parts[key] = raw[key]
-    for key, kind in {"seed": int, "target_seed": int, "force": bool, "save_model": bool}.items():
+    switches = ("force", "save_model", "offload", "activation_checkpointing")
+    for key, kind in (("seed", int), ("target_seed", int), *((key, bool) for key in switches)):
         if type(parts[key]) is not kind:
             raise UserError(f"{key}={parts[key]!r}: must be {'true or false' if kind is bool else 'a whole number'}")
     parts["trackers"] = list(parts["trackers"])
     if parts["parallel"] not in Parallel.__members__:
         raise UserError(f"parallel={parts['parallel']!r}: must be one of {', '.join(Parallel.__members__)}")
     parts["parallel"] = Parallel(parts["parallel"])
-    if parts["parallel"] is Parallel.fsdp and parts["model"].finetune.lora:
-        raise UserError("parallel=fsdp with model.finetune.lora: adapters are not sharded; use parallel=ddp")
-    return RunConfig(**parts)
+    config = RunConfig(**parts)
+    for where, train in {"model.finetune.train": config.model.finetune.train, "train": config.train}.items():
+        if train.lora and config.parallel is Parallel.fsdp:
+            raise UserError(f"parallel=fsdp with {where}.lora: adapters are not sharded; use parallel=ddp")
+        if train.lora and config.model.dtype == "float64" and train.lora.load_in_4bit:
+            raise UserError(f"{where}.lora.load_in_4bit=true with model.dtype=float64: take bfloat16 or float32")
+    return config
 
 
 def _schema(group: str, values: DictConfig) -> type:

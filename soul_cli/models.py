@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from soul_cli.cache import file_digest
 from soul_cli.losses import wide
@@ -49,13 +49,21 @@ def reference(path: str, cache_dir: Path, revision: str | None = None) -> ModelR
     return ModelRef(path, Path(config).parent.name)  # .../snapshots/<commit>/config.json
 
 
-def load(ref: ModelRef, device: Any, dtype: str = "float32") -> nn.Module:
-    """The causal language model of a reference, in eval mode.  Safetensors only, no remote code."""
-    local = os.path.isdir(ref.path)
-    revision = {} if local else {"revision": ref.digest}
+def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bool = False) -> nn.Module:
+    """The causal language model of a reference, in eval mode.  Safetensors only, no remote code.
+
+    load_in_4bit: linear layers but the head in NF4 with double quantisation (bitsandbytes), the rest in dtype.
+    """
+    kind = getattr(torch, dtype)
+    options: dict[str, Any] = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
+        )
+        options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            ref.path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **revision
+            ref.path, dtype=kind, use_safetensors=True, trust_remote_code=False, **options
         )
     except OSError as error:
         raise UserError(f"cannot load the model {ref.path!r}: {str(error).splitlines()[0]} {HUB_HELP}") from error
@@ -76,6 +84,14 @@ def load_tokenizer(ref: ModelRef) -> Any:
         return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, **revision)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the tokenizer of {ref.path!r}: {str(error).splitlines()[0]}") from error
+
+
+def checkpoint_activations(lm: Any) -> None:
+    """Let training keep the input of each transformer block alone and compute what is inside anew in the backward."""
+    if not lm.supports_gradient_checkpointing:
+        raise UserError(f"activation_checkpointing=true: {type(lm).__name__} does not support it; set it to false")
+    # the reentrant kind allows neither a second backward through one forward nor torch.autograd.grad
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -156,8 +156,8 @@ def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> Non
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
     config, work = pipe.config, folder / WORK
     temporary = work / ".model"
-    lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
-    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
+    data = pipe.unlearning_data(target, config.method)
+    lm, records = pipe.train(target, data, config.method, config.optim, config.train, config.seed, work, progress)
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
     save(lm, pipe.encoder(target), temporary)
 

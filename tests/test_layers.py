@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "soul_cli"
 LAYERS = [
     {"types", "losses", "metrics", "cache", "distributed"},
-    {"data", "optim", "methods", "screen", "checkpoint"},
+    {"data", "optim", "methods", "screen", "checkpoint", "adapters"},
     {"models"},
     {"train", "evaluate"},
     {"base_models", "tasks"},

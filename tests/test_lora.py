@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from soul_cli.base_models import LoRA
+from soul_cli.adapters import LoRA
 from soul_cli.config import compose
 from soul_cli.methods import Finetune
 from soul_cli.train import TrainData, Trainer
@@ -21,7 +21,7 @@ ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),)
 
 def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..., Any], tmp_path: Path):
     plain, lm = tiny_lm(torch.float64), tiny_lm(torch.float64)
-    adapters = LoRA(r=2, alpha=6).attach(lm, seed=0)
+    adapters = LoRA(r=2, alpha=6, load_in_4bit=False).attach(lm, seed=0)
     trained = {n for n, p in lm.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in n for n in trained)
@@ -47,4 +47,4 @@ def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..
 
 def test_rank_is_checked():
     with pytest.raises(UserError, match=r"lora\.r=0"):
-        compose(["model=smollm2_135m", "model.finetune.lora={r: 0, alpha: 1}"])
+        compose(["train.lora={r: 0, alpha: 1, load_in_4bit: false}"])
