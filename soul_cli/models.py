@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,39 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bo
     return model.to(device).eval()
 
 
-def count_parameters(path: str) -> int:
-    """Parameters of a model by folder or hub id, from its configuration alone."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+@dataclass
+class Architecture:
+    """What a model is built of, in transformers' terms, so that it can be counted where its files are not at hand."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    tokens_per_word: float  # of its tokenizer, for plans
+
+    def lm_config(self) -> Any:
+        values = {k: v for k, v in vars(self).items() if k not in ("model_type", "tokens_per_word")}
+        return AutoConfig.for_model(self.model_type, **values)
+
+
+def untrained(config: Any, dtype: str) -> Any:
+    """A model of a transformers configuration, with random weights."""
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+
+
+def lm_config(path: str) -> Any:
+    """The configuration of a model by folder or hub id."""
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def count_parameters(config: Any) -> int:
+    """Parameters of a model, from its configuration alone."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = untrained(config, "float32")
     return sum(p.numel() for p in model.parameters())
 
 
@@ -91,7 +120,8 @@ def checkpoint_activations(lm: Any) -> None:
     if not lm.supports_gradient_checkpointing:
         raise UserError(f"activation_checkpointing=true: {type(lm).__name__} does not support it; set it to false")
     # the reentrant kind allows neither a second backward through one forward nor torch.autograd.grad
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # transformers 6 renames it
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
