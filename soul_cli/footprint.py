@@ -1,8 +1,8 @@
 """Memory and work of a training run, counted without weights.
 
 What the optimizer keeps is arithmetic.  What a forward and a backward hold is found by running them, with the code of
-the loop, on tensors without content (FakeTensorMode) for models of one and of two blocks: blocks are alike, so all else
-follows.  tests/test_plan.py and scripts/check_plan.py compare the result with real training.
+the loop, on tensors without content (FakeTensorMode) for models of two and of three blocks: blocks are alike, so all
+else follows.  tests/test_plan.py and scripts/check_plan.py compare the result with real training.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class Work:
     estimate_last: float
 
     def deeper(self, other: Work, layers: int) -> Work:
-        """self: of one block, other: of two -> of so many."""
+        """self: of two blocks, other: of three -> of so many."""
 
         def grown(name: str) -> Any:
             a, b = getattr(self, name), getattr(other, name)
-            return a + (layers - 1) * (b - a)
+            return a + (layers - 2) * (b - a)
 
         names = ("parameters", "trained", "weights", "gradients", "most", "estimate_most", "estimate_last")
         return replace(other, blocks=layers, **{name: grown(name) for name in names})
@@ -112,7 +112,7 @@ class Setting:
 def work(config: Any, setting: Setting) -> Work:
     """Of a model of the transformers configuration `config`."""
     layers = config.num_hidden_layers
-    return _traced(_Key(config, 1), setting).deeper(_traced(_Key(config, 2), setting), layers)
+    return _traced(_Key(config, 2), setting).deeper(_traced(_Key(config, 3), setting), layers)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _traced(key: _Key, setting: Setting) -> Work:
     with FakeTensorMode():
         _put_on_cpu(lm)
         trained = [p for p in lm.parameters() if p.requires_grad]
-        return Work(*sizes, *_backward(AnswerModel(lm.train()), trained, setting))
+        return Work(*sizes, *_backward(AnswerModel(lm.train()), trained, setting, key.layers))
 
 
 def _put_on_cpu(lm: nn.Module) -> None:
@@ -191,7 +191,7 @@ def _bytes(tensors: Sequence[Tensor]) -> float:
     return float(sum(t.numel() * t.element_size() for t in tensors))
 
 
-def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting) -> tuple[float, ...]:
+def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layers: int) -> tuple[float, ...]:
     """The last fields of Work.  Gradients are not counted: each is taken out of the count when it is whole."""
     live = LiveBytes()
     peaks: list[float] = []
@@ -213,16 +213,16 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting) -> tu
         with autocast(torch.device("cpu"), setting.precision):
             logits = model(batch)
         token_logps(logits[torch.arange(len(logits))], batch.targets).sum().backward(retain_graph=True)
-        estimate, peaks[:] = _peaks(peaks), []
+        estimate, peaks[:] = _peaks(peaks, layers), []
         loss = sum_by(token_logps(logits, batch.targets), batch.owner, batch.answers).sum()
         del logits
         loss.backward()
-    return tuple(peak - base for peak in (*_peaks(peaks), *estimate))
+    return tuple(peak - base for peak in (*_peaks(peaks, layers), *estimate))
 
 
-def _peaks(peaks: list[float]) -> tuple[float, float]:
-    """Of all, and of the second half: with two blocks, when all but the first block's gradients are there."""
-    return max(peaks), max(peaks[len(peaks) // 2 :])
+def _peaks(peaks: list[float], layers: int) -> tuple[float, float]:
+    """Of all, and of the first block, whose gradients come last."""
+    return max(peaks), max(peaks[len(peaks) * (layers - 1) // layers :])
 
 
 # --- a whole step ------------------------------------------------------------------------------------------
