@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +28,9 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.r < 1 or self.alpha < 1:
             raise UserError(f"lora.r={self.r}, lora.alpha={self.alpha}: must be 1 or more")
+
+    def check(self) -> None:
+        """That what it needs is installed."""
         if find_spec("peft") is None:
             raise UserError("train.lora needs the extra 'lora': pip install 'soul-unlearn[lora]'")
         if self.load_in_4bit and find_spec("bitsandbytes") is None:
@@ -37,9 +41,9 @@ class LoRA:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(seed)
-        return get_peft_model(
-            lm, LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
+        where = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about an old name
+            return get_peft_model(lm, where)
 
     def merge(self, trained: Any, load: Callable[[], Any]) -> Any:
         """The model with its adapters merged.  load: gives it as before training, for weights that stand in 4 bit."""

@@ -26,13 +26,22 @@ def main() -> None:
     failed: list[str] = []
 
     def member(raw: DictConfig) -> str:
+        if raw.plan is True:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that reads it is imported
         from soul_cli.config import load
-        from soul_cli.run import run
         from soul_cli.types import UserError
 
         quiet()
         try:
-            return str(run(load(raw)))
+            config = load(raw)
+            if config.plan:
+                from soul_cli.outlook import outlook
+
+                print(outlook(config))
+                return ""
+            from soul_cli.run import run
+
+            return str(run(config))
         except UserError as error:
             say_error(str(error))
             if WORLD > 1:

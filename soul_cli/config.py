@@ -56,10 +56,14 @@ class RunConfig:
     parallel: Parallel
     offload: bool  # optimizer states in main memory, sharded parameters too
     activation_checkpointing: bool
+    plan: bool  # print what the run needs, and end
+    gpu: str | None  # of the plan: a name in configs/gpus.yml; null: all of them
+    gpus: int  # of the plan
 
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = (
         "force", "save_model", "output_dir", "cache_dir", "trackers", "parallel", "offload", "activation_checkpointing",
+        "plan", "gpu", "gpus",
     )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
@@ -100,16 +104,20 @@ def load(raw: DictConfig) -> RunConfig:
             parts[key] = _typed(key, raw[key], {"train": TrainConfig, "eval": EvalConfig}[key])
         else:
             parts[key] = raw[key]
-    switches = ("force", "save_model", "offload", "activation_checkpointing")
-    for key, kind in (("seed", int), ("target_seed", int), *((key, bool) for key in switches)):
+    switches = ("force", "save_model", "offload", "activation_checkpointing", "plan")
+    for key, kind in (("seed", int), ("target_seed", int), ("gpus", int), *((key, bool) for key in switches)):
         if type(parts[key]) is not kind:
             raise UserError(f"{key}={parts[key]!r}: must be {'true or false' if kind is bool else 'a whole number'}")
+    if parts["gpus"] < 1:
+        raise UserError(f"gpus={parts['gpus']}: must be 1 or more")
     parts["trackers"] = list(parts["trackers"])
     if parts["parallel"] not in Parallel.__members__:
         raise UserError(f"parallel={parts['parallel']!r}: must be one of {', '.join(Parallel.__members__)}")
     parts["parallel"] = Parallel(parts["parallel"])
     config = RunConfig(**parts)
     for where, train in {"model.finetune.train": config.model.finetune.train, "train": config.train}.items():
+        if train.lora and not config.plan:
+            train.lora.check()
         if train.lora and config.parallel is Parallel.fsdp:
             raise UserError(f"parallel=fsdp with {where}.lora: adapters are not sharded; use parallel=ddp")
         if train.lora and config.model.dtype == "float64" and train.lora.load_in_4bit:

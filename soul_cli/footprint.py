@@ -80,6 +80,7 @@ class Work:
     weights: float  # bytes
     gradients: float  # bytes, all at once
     largest: int  # elements of the largest trained tensor
+    linear: float  # bytes of the linear layers but the head
     block: float  # bytes of the weights of one block
     blocks: int
     most: float  # at any time
@@ -94,8 +95,13 @@ class Work:
             a, b = getattr(self, name), getattr(other, name)
             return a + (layers - 2) * (b - a)
 
-        names = ("parameters", "trained", "weights", "gradients", "most", "estimate_most", "estimate_last")
+        names = ("parameters", "trained", "weights", "gradients", "linear", "most", "estimate_most", "estimate_last")
         return replace(other, blocks=layers, **{name: grown(name) for name in names})
+
+    def scaled(self, factor: float) -> Work:
+        """Of a micro-batch of so many times the tokens, roughly."""
+        names = ("most", "last", "estimate_most", "estimate_last")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,8 @@ class Setting:
     dtype: str
     precision: str
     checkpointing: bool
-    lora: tuple[int, int, bool] | None
+    lora: tuple[int, int] | None  # r and alpha
+    estimate: bool  # of the curvature, too
     rows: tuple[tuple[int, int], ...]  # tokens of prompt and answer, of each row
 
 
@@ -167,7 +174,7 @@ def _put_on_cpu(lm: nn.Module) -> None:
 def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
     """The first fields of Work.  Attaches adapters."""
     blocks = lm._no_split_modules or ()
-    linear = sum(
+    linear: float = sum(
         m.weight.numel() * m.weight.element_size()
         for m in lm.modules()
         if isinstance(m, nn.Linear) and m is not lm.get_output_embeddings()
@@ -176,15 +183,11 @@ def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
     parameters = sum(p.numel() for p in lm.parameters())
     block = next((_bytes(list(m.parameters())) for m in lm.modules() if type(m).__name__ in blocks), 0.0)
     if setting.lora:
-        if setting.lora[2]:
-            element = lm.get_output_embeddings().weight.element_size()
-            weights -= linear * (1 - IN_4BIT / element)
-        before = weights
-        LoRA(*setting.lora).attach(lm, seed=0)
-        weights = before + _bytes([p for p in lm.parameters() if p.requires_grad])
+        LoRA(*setting.lora, load_in_4bit=False).attach(lm, seed=0)
+        weights = _bytes(list(lm.parameters()))
     trained = [p for p in lm.parameters() if p.requires_grad]
     count, largest = sum(p.numel() for p in trained), max(p.numel() for p in trained)
-    return parameters, count, weights, _bytes(trained), largest, block, layers
+    return parameters, count, weights, _bytes(trained), largest, linear, block, layers
 
 
 def _bytes(tensors: Sequence[Tensor]) -> float:
@@ -209,11 +212,13 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
     with live:
         for p in model.parameters():
             live.watch(p)
-        base = live.now
+        base = float(live.now)
         with autocast(torch.device("cpu"), setting.precision):
             logits = model(batch)
-        token_logps(logits[torch.arange(len(logits))], batch.targets).sum().backward(retain_graph=True)
-        estimate, peaks[:] = _peaks(peaks, layers), []
+        estimate = (base, base)
+        if setting.estimate:
+            token_logps(logits[torch.arange(len(logits))], batch.targets).sum().backward(retain_graph=True)
+            estimate, peaks[:] = _peaks(peaks, layers), []
         loss = sum_by(token_logps(logits, batch.targets), batch.owner, batch.answers).sum()
         del logits
         loss.backward()
@@ -245,18 +250,20 @@ class Footprint:
 
 
 def footprint(
-    one: Work, optim: Optim, *, master_weights: bool, accumulates: bool, parts: int, offload: bool
+    one: Work, optim: Optim, *, master_weights: bool, accumulates: bool, parts: int, offload: bool, element: float = 0
 ) -> Footprint:
     """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
 
-    parts: how many processes the model is sharded over, 1: it is whole.  What FSDP2 gathers is estimated: what lies
+    parts: how many processes the model is sharded over, 1: it is whole.  element: bytes of a weight, where linear
+    layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies
     outside the blocks with its gradients, the block at work with its own, and the next block.
     """
     size = one.gradients / one.trained  # bytes of a trained number
     wide = WIDE if master_weights and size == 2 else size
     copied = wide != size or (offload and parts == 1)
     second = isinstance(optim, SoulConfig)
-    weights, gradients, start = one.weights / parts, one.gradients / parts, one.gradients / parts
+    whole = one.weights - one.linear * (1 - IN_4BIT / element) if element else one.weights
+    weights, gradients, start = whole / parts, one.gradients / parts, one.gradients / parts
     stepped = one.trained * wide / parts
     masters = stepped if copied else 0.0
     states = stepped * optim.states
