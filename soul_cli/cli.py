@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -42,11 +43,14 @@ def main() -> None:
             from soul_cli.run import run
 
             return str(run(config))
-        except UserError as error:
-            say_error(str(error))
+        except (UserError, RuntimeError, OSError) as error:
+            text = str(error) if isinstance(error, UserError) else exhausted(error)
+            if text is None:
+                raise
+            say_error(text)
             if WORLD > 1:
                 sys.exit(2)  # others may be waiting for this process: the launcher ends them
-            failed.append(str(error))
+            failed.append(text)
             return ""
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a traceback
@@ -65,6 +69,23 @@ def main() -> None:
         finish()
     if failed:
         sys.exit(2)
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What to do where memory or a disk is full; None if it is something else."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"no space left on the disk of {error.filename or 'output_dir or cache_dir'}; what was finished is intact, "
+            "and the same command goes on from there once there is room (or with another output_dir and cache_dir)"
+        )
+    memory = "out of memory", "not enough memory", "alloc_cpu"  # the last two: torch's CPU allocator
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in memory):
+        return (
+            f"out of memory ({str(error).splitlines()[0][:160]}). What helps most: activation_checkpointing=true; "
+            "a smaller train.batch_size with as much more train.accumulation, eval.batch_tokens in evaluation; "
+            "offload=true, or parallel=fsdp on several GPUs. plan=true says what fits"
+        )
+    return None
 
 
 def explain(error: Exception) -> str:

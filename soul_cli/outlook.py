@@ -53,9 +53,8 @@ class How:
         words += ["offload=true"] if self.offload else []
         words += [f"parallel=fsdp gpus={self.gpus}"] if self.sharded else []
         if self.lora:
-            value = (
-                f"{{r: {self.lora.r}, alpha: {self.lora.alpha}, load_in_4bit: {str(self.lora.load_in_4bit).lower()}}}"
-            )
+            in_4bit = str(self.lora.load_in_4bit).lower()
+            value = f"{{r: {self.lora.r}, alpha: {self.lora.alpha}, load_in_4bit: {in_4bit}}}"
             words += [f"'train.lora={value}' 'model.finetune.train.lora={value}'"]
         return " ".join(words)
 
@@ -187,4 +186,5 @@ def _verdict(planner: Planner, needs: list[Need], name: str, gpu: dict[str, floa
         return f"{name:<12} does not fit: {room}"
     took = planner.seconds(needs, planner.how, gpu)
     time = f"{took / 60:.0f} min" if took >= 90 else f"{took:.0f} s"
+    time += " (updates in main memory not counted)" if planner.how.offload else ""
     return f"{name:<12} fits: {room}; training about {time} at {EFFICIENCY:.0%} of {gpu['flops'] / 1e12:.0f} TFLOP/s"

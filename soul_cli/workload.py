@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> lis
 
     def row(question: str, answer: str) -> tuple[int, int]:
         p, a = (math.ceil(len(text.split()) * per_word) for text in (question, answer))
-        return min(p + TEMPLATE, config.model.max_length - 1), min(a + 1, config.model.max_length - p - TEMPLATE)
+        prompt = min(p + TEMPLATE, config.model.max_length - 1)
+        return prompt, min(a + 1, config.model.max_length - prompt)
 
     def rows(items: Sequence[QA]) -> Sizes:
         return tuple(row(qa.question, qa.answer) for qa in items)
@@ -71,19 +73,10 @@ def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> lis
     learned = {"target": data.full} if config.task.target_model is None else {}
     if learned and not (config.task.retain_model or config.task.retain_rows):
         learned["retain-trained"] = data.retain
+    finetune = Finetune("finetune")
     for name, items in learned.items():
-        out.append(
-            _stage(
-                name,
-                Finetune("finetune"),
-                recipe.optim,
-                recipe.train,
-                (),
-                rows(items) + known,
-                config.target_seed,
-                gpus,
-            )
-        )
+        learns = rows(items) + known
+        out.append(stage_of(name, finetune, recipe.optim, recipe.train, (), learns, seed=config.target_seed, gpus=gpus))
     if len(out) == 2:  # much the same; so they can share a trace
         out[1] = replace(out[1], rows=out[0].rows)
     method = config.method
@@ -93,29 +86,27 @@ def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> lis
             answers = [data.refusals[i % len(data.refusals)] for i in range(len(data.forget))]
             forget = tuple(row(qa.question, answer) for qa, answer in zip(data.forget, answers, strict=True))
         retain = rows(data.retain) if method.uses_retain else ()
-        out.append(_stage("unlearning", method, config.optim, config.train, forget, retain, config.seed, gpus))
+        out.append(stage_of("unlearning", method, config.optim, config.train, forget, retain, config.seed, gpus))
     return out
 
 
-def _stage(
+def stage_of(
     name: str, method: Method, optim: Optim, train: TrainConfig, forget: Sizes, retain: Sizes, seed: int, gpus: int
 ) -> Stage:
+    """Go through the order of the run without its tokens.  gpus: as many processes share each micro-batch."""
     lengths = [[p + a for p, a in rows] for rows in (forget, retain)]
     both = bool(forget and retain)
     apart = both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating
     steps, tokens, full = 0, 0, 0
     largest: Sizes = ()
-    for epoch in range(train.epochs):
-        for step in plan_epoch(
-            *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed, epoch=epoch
-        ):
-            steps += 1
-            for kinds in ((True, False), (False, True)) if apart else ((True, True),):
-                for share in shares(step, 0, 1, forget=kinds[0], retain=kinds[1]):
-                    rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
-                    tokens, full = tokens + sum(p + a for p, a in rows), full + padded(rows)
-                    mine = tuple(rows[::gpus])
-                    largest = max(largest, mine, key=padded)
+    order = partial(plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed)
+    for step in (step for epoch in range(train.epochs) for step in order(epoch=epoch)):
+        steps += 1
+        for kinds in ((True, False), (False, True)) if apart else ((True, True),):
+            for share in shares(step, 0, 1, forget=kinds[0], retain=kinds[1]):
+                rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
+                tokens, full = tokens + sum(p + a for p, a in rows), full + padded(rows)
+                largest = max(largest, tuple(rows[::gpus]), key=padded)
     return Stage(name, method, optim, train, steps, tokens, full, largest)
 
 
@@ -127,7 +118,7 @@ def flops(stage: Stage, parameters: int, *, checkpointing: bool, sharded: bool) 
     """
     again = 2 if checkpointing else 0
     backward = 2 if stage.train.lora else 4
-    each = 2 + backward + again
+    each = 2.0 + backward + again
     if isinstance(stage.optim, SoulConfig):
-        each += (backward + again + (2 if sharded else 0)) / stage.optim.hessian_every  # type: ignore[assignment]
-    return float(each) * parameters * stage.padded
+        each += (backward + again + (2 if sharded else 0)) / stage.optim.hessian_every
+    return each * parameters * stage.padded
