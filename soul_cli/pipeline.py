@@ -30,14 +30,14 @@ from soul_cli.optim.build import Optim
 from soul_cli.screen import Bar, Line, bar
 from soul_cli.tasks.base import TaskData
 from soul_cli.train import TrainConfig, TrainData, Trainer
-from soul_cli.types import QA, Prompted, Row
+from soul_cli.types import QA, Prompted, Row, UserError
 
 COST = "cost.json"  # in a cache entry: what it cost to make
 LIBRARIES = ("torch", "transformers", "tokenizers")
 # source files that determine the weights of fine-tuned models, those of unlearned ones, and those that determine rows
 TRAINING = (
-    "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "base_models.py",
-    "optim", "data",
+    "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "adapters.py",
+    "base_models.py", "optim", "data",
 )  # fmt: skip
 UNLEARNING = (*TRAINING, "influence.py")
 EVALUATION = ("distributed.py", "losses.py", "metrics.py", "models.py", "tasks", "evaluate", "data")
@@ -188,15 +188,14 @@ class Pipeline:
     def _finetune(
         self, base: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
     ) -> None:
-        lm, encoder = self.load(base, "cpu"), self.encoder(base)
-        adapters = recipe.lora.attach(lm, self.config.target_seed) if recipe.lora else None
-        data = TrainData(forget=None, retain=Pairs(encoder, rows))
-        self.train(lm, data, Finetune("finetune"), recipe.optim, recipe.train, self.config.target_seed, work, progress)
-        save(adapters.merge_and_unload() if adapters else lm, encoder, out)
+        encoder = self.encoder(base)
+        data, method = TrainData(forget=None, retain=Pairs(encoder, rows)), Finetune("finetune")
+        lm, _ = self.train(base, data, method, recipe.optim, recipe.train, self.config.target_seed, work, progress)
+        save(lm, encoder, out)
 
     def train(
         self,
-        lm: Any,
+        ref: ModelRef,
         data: TrainData,
         method: Method,
         optim: Optim,
@@ -205,13 +204,25 @@ class Pipeline:
         work: Path,
         progress: Bar,
         after_epoch: Callable[[Any, int], None] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Train lm, which may lie on the CPU; with parallel=fsdp it is sharded from then on.
+    ) -> tuple[Any, list[dict[str, Any]]]:
+        """-> the model of the reference, trained (and sharded, with parallel=fsdp), and one record a step.
 
-        after_epoch: see Trainer.train; it gets lm too.
+        after_epoch: see Trainer.train; it gets the model too.
         """
         sharded = self.config.parallel is Parallel.fsdp and world() > 1
-        trainer = Trainer(lm, data, method, optim, config, seed, self.accelerator, sharded=sharded)
+        if self.config.offload and world() > 1 and not sharded:
+            raise UserError(
+                "offload=true on several processes, each with all states: use parallel=fsdp, which shards them"
+            )
+        lora = config.lora
+        in_4bit = lora is not None and lora.load_in_4bit
+        device = self.accelerator.device if in_4bit else "cpu"  # sharded, no device need hold all of it
+        lm = models.load(ref, device, self.config.model.dtype, load_in_4bit=in_4bit)
+        adapters = lora.attach(lm, seed) if lora else None
+        trainer = Trainer(
+            lm, data, method, optim, config, seed, self.accelerator, sharded=sharded, offload=self.config.offload,
+            activation_checkpointing=self.config.activation_checkpointing,
+        )  # fmt: skip
 
         def show(done: int, total: int, record: dict[str, float]) -> None:
             losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
@@ -219,12 +230,14 @@ class Pipeline:
             if self.accelerator.trackers:
                 self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
 
-        return trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+        records = trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+        return (lora.merge(adapters, lambda: self.load(ref, "cpu")) if lora else lm), records
 
-    def influence(self, lm: Any, data: TrainData, method: IU, progress: Bar) -> list[dict[str, Any]]:
-        """The one step of method=iu, in place; lm may lie on the CPU."""
+    def influence(self, ref: ModelRef, data: TrainData, method: IU, progress: Bar) -> tuple[Any, list[dict[str, Any]]]:
+        """-> the model of the reference after the one step of method=iu, and the step's record."""
+        lm = self.load(ref, "cpu")
         run = Influence(lm, data, method, self.config.train, self.config.seed, self.accelerator)
-        return run.unlearn(lambda done, total, what: progress.to("", done, total, what))
+        return lm, run.unlearn(lambda done, total, what: progress.to("", done, total, what))
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         return models.load(ref, device or self.accelerator.device, self.config.model.dtype)

@@ -11,7 +11,7 @@ import torch
 from soul_cli.base_models import EmbeddedModel, HubModel
 from soul_cli.config import RunConfig
 from soul_cli.distributed import world
-from soul_cli.models import count_parameters
+from soul_cli.models import count_parameters, lm_config
 from soul_cli.pipeline import Pipeline
 from soul_cli.tasks.base import TaskData
 
@@ -60,9 +60,8 @@ def parameters(config: RunConfig) -> int:
     """Parameters of the model that is unlearned, counted without weights."""
     m = config.model
     if config.task.target_model or isinstance(m, HubModel):
-        return count_parameters(config.task.target_model or m.path)  # type: ignore[union-attr]
-    inner = m.hidden * 8 // 3 // 16 * 16
-    return m.vocab * m.hidden + m.layers * (4 * m.hidden**2 + 3 * m.hidden * inner + 2 * m.hidden) + m.hidden
+        return count_parameters(lm_config(config.task.target_model or m.path))  # type: ignore[union-attr]
+    return count_parameters(m.architecture.lm_config())
 
 
 def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:

@@ -158,12 +158,14 @@ def _train(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, lis
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
     config, work = pipe.config, folder / WORK
     temporary, encoder = work / ".model", pipe.encoder(target)
-    lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
+    data = pipe.unlearning_data(target, config.method)
     between = EpochEvaluation(pipe, folder, work, encoder, others, progress) if config.evaluates_epochs else None
     if isinstance(config.method, IU):
-        records = pipe.influence(lm, data, config.method, progress)
+        lm, records = pipe.influence(target, data, config.method, progress)
     else:
-        records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress, between)
+        lm, records = pipe.train(
+            target, data, config.method, config.optim, config.train, config.seed, work, progress, between
+        )
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
     if between is not None:
         outcome = once(between.outcome)

@@ -24,14 +24,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soul_cli import checkpoint, cost
+from soul_cli.adapters import LoRA
 from soul_cli.cache import read_json
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
 from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
 from soul_cli.losses import sum_by, wide
 from soul_cli.methods import Answers, Counts, Method
-from soul_cli.models import AnswerModel, Predicted, autocast
+from soul_cli.models import AnswerModel, Predicted, autocast, checkpoint_activations
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, scramble
+from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import pieces
 from soul_cli.types import Batch, Prompted, UserError
 
@@ -51,7 +53,9 @@ class TrainConfig:
     warmup: float  # share of the steps
     decay: str  # linear: to 0 at the end; constant
     clip: float  # global gradient norm; 0: off
-    precision: str  # bf16: autocast; no: float32
+    precision: str  # bf16: autocast; no: the weights' own
+    master_weights: bool  # step bfloat16 weights in float32
+    lora: LoRA | None  # null: train all weights
     checkpoint_steps: int
 
     def __post_init__(self) -> None:
@@ -102,9 +106,9 @@ class Phase:
     retain_weight: float
 
 
-def build_phases(method: Method, optim: Optim, model: nn.Module) -> list[Phase]:
+def build_phases(method: Method, optim: Optim, model: nn.Module, masters: Masters) -> list[Phase]:
     def optimizer() -> Optimizer:
-        return optim.build(parameter_groups(model, optim.weight_decay))
+        return optim.build(masters.groups(parameter_groups(model, optim.weight_decay)))
 
     both = method.uses_forget and method.needs_retain
     if both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating:
@@ -130,18 +134,28 @@ class Trainer:
         accelerator: Accelerator,
         *,
         sharded: bool = False,
+        offload: bool = False,
+        activation_checkpointing: bool = False,
     ):
-        """sharded: spread the parameters over the processes (in place: lm is sharded from then on)."""
+        """sharded: spread the parameters over the processes (in place: lm is sharded from then on).
+
+        offload: optimizer states in main memory, sharded parameters too.  activation_checkpointing: keep the input of
+        each block alone for the backward, which computes the rest again.  Neither changes what is computed.
+        """
         self.device, self.data, self.method, self.optim = accelerator.device, data, method, optim
         self.config, self.seed, self.sharded = config, seed, sharded
         self.model = AnswerModel(lm.train())
+        if activation_checkpointing:
+            checkpoint_activations(lm)
         if sharded:
-            shard(self.model, self.model.lm._no_split_modules or (), self.device)
+            shard(self.model, self.model.lm._no_split_modules or (), self.device, offload=offload)
         else:
             self.model.to(self.device)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.phases = build_phases(method, optim, self.model)
-        self.start = [p.detach().clone() for p in self.params]  # for the distance travelled
+        self.masters = Masters(self.params, wide=config.master_weights, offload=offload and not sharded)
+        self.phases = build_phases(method, optim, self.model, self.masters)
+        pairs = zip(self.params, self.masters.weights, strict=True)
+        self.start = [p.detach().to(w.device, copy=True) for p, w in pairs]  # for the distance travelled
         self.plans = [self._plan(epoch) for epoch in range(config.epochs)]
         self.total = sum(map(len, self.plans))
 
@@ -174,10 +188,11 @@ class Trainer:
                 error.half_step = phase is not self.phases[0]
                 raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
-        pairs = zip(self.params, self.start, strict=True)
-        some = (piece for p, s in pairs for piece in pieces(local(p.detach()), local(s)))
+        weights = self.masters.weights
+        pairs = zip(weights, self.start, strict=True)
+        some = (piece for w, s in pairs for piece in pieces(local(w.detach()), local(s)))
         moved = (wide(new) - wide(old) for new, old in some)  # one at a time in memory
-        return record | {"displacement": norm(moved, self.params[0])}
+        return record | {"displacement": norm(moved, weights[0])}
 
     def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
         counts = (
@@ -236,8 +251,9 @@ class Trainer:
     def _update(self, phase: Phase, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
         if not self.sharded:
             total_gradients(self.params)
-        grads = [p.grad for p in self.params if p.grad is not None]
-        size = norm(grads, self.params[0])
+        self.masters.take_gradients()
+        grads = [w.grad for w in self.masters.weights if w.grad is not None]
+        size = norm(grads, self.masters.weights[0])
         if not math.isfinite(size):
             raise NotFiniteError(f"the gradient norm is {size}")
         ratio = min(1.0, self.config.clip / (size + 1e-6)) if self.config.clip else 1.0
@@ -247,11 +263,12 @@ class Trainer:
             phase.optimizer.update_hessian(curvature.estimates())  # type: ignore[attr-defined]
         phase.optimizer.step()
         phase.optimizer.zero_grad()
+        self.masters.give_weights()
         return {"grad_norm": size, "clip_factor": ratio, **getattr(phase.optimizer, "stats", {})}
 
     def _curvature(self, index: int) -> GaussNewtonBartlett | None:
         if isinstance(self.optim, SoulConfig) and index % self.optim.hessian_every == 0:
-            return GaussNewtonBartlett(self.params)
+            return GaussNewtonBartlett(self.params, self.masters.weights)
         return None
 
     def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
@@ -344,7 +361,9 @@ class Trainer:
         return f"The state after step {len(saved['records'])} is kept in {work / 'checkpoint'}"
 
     def _save(self, work: Path, records: list[dict[str, Any]]) -> None:
-        checkpoint.save(work, self.params, [phase.optimizer for phase in self.phases], records)
+        checkpoint.save(work, self.masters.weights, [phase.optimizer for phase in self.phases], records)
 
     def _resume(self, work: Path) -> list[dict[str, Any]]:
-        return checkpoint.load(work, self.params, [phase.optimizer for phase in self.phases])
+        records = checkpoint.load(work, self.masters.weights, [phase.optimizer for phase in self.phases])
+        self.masters.give_weights()
+        return records

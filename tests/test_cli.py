@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from runs import costs, finish, kill_when, numbers, only_run, start
 
+from soul_cli import cli
 from soul_cli.run import WORK
 
 
@@ -118,3 +121,19 @@ def test_mistakes_end_with_one_message(data: Path, tmp_path: Path, arguments: li
     assert "Traceback" not in text
     assert text.count("error:") == 1
     assert all(w in text for w in words), text
+
+
+def test_full_memory_and_disk_are_explained() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 55)
+    for full in (error.value, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")):
+        text = cli.exhausted(full)
+        assert text is not None
+        assert all(
+            w in text for w in ("activation_checkpointing=true", "train.batch_size", "offload=true", "plan=true")
+        )
+    text = cli.exhausted(OSError(errno.ENOSPC, "No space left on device", "/there/x"))
+    assert text is not None
+    assert "no space left on the disk of /there/x" in text
+    for other in (RuntimeError("shapes differ"), OSError(errno.EACCES, "Permission denied")):
+        assert cli.exhausted(other) is None

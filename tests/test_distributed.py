@@ -272,7 +272,7 @@ def settings(case: str) -> RunConfig:
     return compose([*COMMON, *CASES[case], "train.checkpoint_steps=2"])
 
 
-def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0) -> Trained:
+def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **options: bool) -> Trained:
     """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers."""
     config = settings(case)
     lm, drawn, sample = load(model), [], curvature.sample_labels
@@ -291,7 +291,8 @@ def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0) -> T
     accelerator = distributed.start([])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "sample_labels", recorded)
-        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, sharded=sharded)
+        options |= {"sharded": sharded}
+        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, **options)
         records = trainer.train(work, progress)
     save(lm, encoder(model), work / "model")
     labels = sorted(pair for some in distributed.everyone(drawn) for pair in some)
@@ -353,6 +354,18 @@ def test_two_processes_take_the_step_of_one(pair: Pair, model: Path, solver: str
     for other, same in pair(influence, model, solver):
         assert_close(other, record)
         torch.testing.assert_close(same, weights, rtol=0, atol=TOLERANCE)
+
+
+def with_options(model: Path, work: Path, case: str, parallel: str) -> Trained:
+    return train(model, work, case, parallel, offload=parallel == "fsdp", activation_checkpointing=True)
+
+
+@pytest.mark.parametrize("case", ["adamw", "soul", "soul, alternating"])
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_memory_options_change_no_number(pair: Pair, model: Path, tmp_path: Path, case: str, parallel: str) -> None:
+    one = train(model, tmp_path / "one", case, "ddp")
+    for trained in pair(with_options, model, tmp_path / "two", case, parallel):
+        assert_same(trained, one)
 
 
 def stopped(*args: Any) -> None:

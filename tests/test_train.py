@@ -44,7 +44,7 @@ def soul(mode: Mode = Mode.joint, *, rho: float | None = None, every: int = 4) -
 def config(**changed: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "epochs": 2, "batch_size": 2, "accumulation": 1, "warmup": 0.1, "decay": "linear", "clip": 1.0,
-        "precision": "no", "checkpoint_steps": 2,
+        "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 2,
     }  # fmt: skip
     return TrainConfig(**values | changed)
 

@@ -80,18 +80,19 @@ class GaussNewtonBartlett:
     and all ranks must take part in each `add`, with or without tokens; gradients already in .grad are put back.
     """
 
-    def __init__(self, params: Sequence[Tensor]):
-        self.params = params
+    def __init__(self, params: Sequence[Tensor], masters: Sequence[Tensor] | None = None):
+        """masters: what the estimates are for, one a parameter; sums lie where they lie.  None: the parameters."""
+        self.params, self.masters = params, params if masters is None else masters
         self.sharded = sharded(params[0])
         self.tokens = torch.zeros((), dtype=torch.int64, device=params[0].device)
-        self.sums = [torch.zeros_like(wide(local(p.detach()))) for p in params]
+        self.sums = [torch.zeros_like(wide(local(m.detach()))) for m in self.masters]
 
     def add(self, drawn: Tensor) -> None:
         """Add one micro-batch: log-probabilities of its drawn labels, (K,) with their graph (`drawn_logps`)."""
         loss = -drawn.sum()
         for part, grad in zip(self.sums, self._gradients(loss), strict=True):
             if grad is not None:
-                part.add_(local(grad))
+                part.add_(local(grad).to(part.device))
         self.tokens += len(drawn)
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
@@ -108,10 +109,10 @@ class GaussNewtonBartlett:
         return grads
 
     def estimates(self) -> dict[Tensor, Tensor]:
-        """Parameter -> estimate of the same shape (of its shard).  (sum / B)^2 * B = sum^2 / B.  Call it once."""
+        """Master -> estimate of the same shape (of its shard).  (sum / B)^2 * B = sum^2 / B.  Call it once."""
         tokens = int(total(self.tokens))
         if not tokens:
             raise ValueError("no token took part in the curvature estimate")
         if not self.sharded:
             total_each(self.sums)
-        return {p: part.square_().div_(tokens) for p, part in zip(self.params, self.sums, strict=True)}
+        return {p: part.square_().div_(tokens) for p, part in zip(self.masters, self.sums, strict=True)}
