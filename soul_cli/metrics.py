@@ -106,9 +106,7 @@ def min_k(logps: Sequence[float], percent: float) -> float:
 
 def auroc(members: object, non_members: object) -> float:
     """P(a member's score is above a non-member's), ties count half.  0.5 = cannot tell them apart."""
-    m, n = _rows(members, "members"), _rows(non_members, "non_members")
-    labels = np.concatenate([np.ones(len(m)), np.zeros(len(n))])
-    return _area(labels, np.concatenate([m, n]))
+    return _area(_rows(members, "members"), _rows(non_members, "non_members"))
 
 
 def auroc_released(forget: object, others: object) -> float:
@@ -118,14 +116,15 @@ def auroc_released(forget: object, others: object) -> float:
     order forget, others; and the score's sign is inverted.
     """
     f, o = _rows(forget, "forget"), _rows(others, "others")
-    labels = np.concatenate([np.zeros(len(o)), np.ones(len(f))])
-    return _area(labels, -np.concatenate([f, o]))
+    scores = -np.concatenate([f, o])
+    return _area(scores[len(o) :], scores[: len(o)])
 
 
-def _area(labels: Array, scores: Array) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(labels, scores))
+def _area(above: Array, below: Array) -> float:
+    """Share of the pairs whose first is higher, ties half: by counting, for a bootstrap asks thousands of times."""
+    ordered = np.sort(below)
+    wins = np.searchsorted(ordered, above, "left").sum() + np.searchsorted(ordered, above, "right").sum()
+    return float(wins / 2 / (len(above) * len(below)))
 
 
 # --- generated text ----------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def ngram_entropy(text: str) -> float:
 def harmonic_mean(values: Sequence[float]) -> float:
     """Harmonic mean; 0 where any value is 0.  Model utility is that of nine numbers (TOFU, section 2.2.1)."""
     array = _rows(values, "values")
-    return 0.0 if (array <= 0).any() else float(stats.hmean(array))
+    return 0.0 if (array <= 0).any() else float(len(array) / (1 / array).sum())
 
 
 def kept(now: float, original: float) -> float:

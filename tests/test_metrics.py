@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from soul_cli import metrics as m
 
@@ -220,6 +221,14 @@ def test_min_k_grows_with_percent_from_the_least_to_the_mean(logps, a, b):
     assert min(logps) <= low <= high + 1e-12
     assert m.min_k(logps, 100) == pytest.approx(np.mean(logps))
     assert m.min_k(logps[::-1], a) == m.min_k(logps, a)
+
+
+@given(sample, sample)
+def test_auroc_against_scikit_learn(a, b):
+    labels = [1] * len(a) + [0] * len(b)
+    assert m.auroc(a, b) == pytest.approx(roc_auc_score(labels, [*a, *b]))
+    labels = [0] * len(b) + [1] * len(a)  # of the released code: laid over the scores in the other order
+    assert m.auroc_released(a, b) == pytest.approx(roc_auc_score(labels, -np.array([*a, *b])))
 
 
 @given(sample, sample)
