@@ -4,8 +4,7 @@
     python scripts/tune.py run TASK [PART/PARTS]   # TASK: tofu, copyright; finished runs are not repeated
     python scripts/tune.py write TASK              # results/tuning_TASK_embedded.csv and configs/tuned/*.yaml
 
-A setting's score is the task's selection score (soul_cli/tasks/*_metrics.py); 1 is a model that forgot like the
-retain-trained one and kept everything else.
+A setting's score is the task's selection_score.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ ALONE = {
 }
 # the paper's beta of 0.1 stops long before answers of 42 tokens are forgotten, let alone passages of 100
 BETAS = {"tofu": (0.02, 0.035), "copyright": (0.02, 0.05)}
-Models = dict[str, dict[str, dict]]
 
 
 def settings(task: str) -> list[dict[str, object]]:
@@ -50,25 +48,12 @@ def settings(task: str) -> list[dict[str, object]]:
     return [{**c, **SHARED[task]} for c in cells]
 
 
-def value(models: Models, model: str, metric: str) -> float:
-    return models[model][metric]["value"]
-
-
 SHOWN = {
     "tofu": (
         "forget_quality", "forget_rougeL", "retain_rougeL", "real_authors_acc", "world_facts_acc", "model_utility",
     ),
     "copyright": ("forget_rougeL_20", "forget_rougeL_60", "retain_rougeL_20", "retain_rougeL_60", "heldout_ppl"),
 }  # fmt: skip
-
-
-def score(task: str, models: Models) -> float:
-    """The task's selection score."""
-    from soul_cli.config import compose
-    from soul_cli.types import Metric
-
-    known = {name: {k: Metric(**m) for k, m in some.items()} for name, some in models.items()}
-    return compose([f"task={task}"]).task.selection_score(known)
 
 
 def folder(task: str) -> Path:
@@ -95,13 +80,17 @@ def run(task: str, part: int, parts: int) -> None:
 
 
 def write(task: str) -> None:
+    from soul_cli.results import read_models
+    from soul_cli.tasks import TASKS
+
     rows = []
     for file in folder(task).rglob("cell.json"):
-        models = json.loads((file.parent / "metrics.json").read_text())["models"]
-        numbers = {k: value(models, "this_run", k) for k in SHOWN[task]}
+        models = read_models(file.parent)
+        numbers = {k: models["this_run"][k].value for k in SHOWN[task]}
         if task == "tofu":
-            numbers["D"] = models["this_run"]["forget_quality"]["extra"]["D"]
-        rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score(task, models), **numbers})
+            numbers["D"] = models["this_run"]["forget_quality"].extra["D"]
+        score = TASKS[task].selection_score(models)
+        rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score, **numbers})
     rows.sort(key=lambda r: (r["method"], r["optim"], -r["score"]))
     names = list(dict.fromkeys(k for r in rows for k in r))
     with (ROOT / "results" / f"tuning_{task}_embedded.csv").open("w", newline="") as f:

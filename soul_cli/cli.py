@@ -6,11 +6,15 @@ import logging
 import os
 import sys
 import time
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # batches come in hundreds of shapes; by default torch's CPU kernels keep a primitive for each, a gigabyte in all
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by a launcher
 GRACE = 5.0  # seconds
 
 
@@ -18,27 +22,9 @@ def main() -> None:
     """Entry point.  torch and transformers are imported once the configuration has been composed, not before."""
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from soul_cli.cache import CONFIGS
-
-    failed: list[str] = []
-
-    def member(raw: DictConfig) -> str:
-        from soul_cli.config import load
-        from soul_cli.run import run
-        from soul_cli.types import UserError
-
-        quiet()
-        try:
-            return str(run(load(raw)))
-        except UserError as error:
-            say_error(str(error))
-            if WORLD > 1:
-                sys.exit(2)  # others may be waiting for this process: the launcher ends them
-            failed.append(str(error))
-            return ""
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a traceback
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))  # may stand anywhere: first
@@ -50,12 +36,65 @@ def main() -> None:
     except KeyboardInterrupt:
         say_error("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
-    if WORLD > 1:
+    except Exception as error:
+        from soul_cli.types import UserError  # imports torch: not before it is needed
+
+        if not isinstance(error, UserError):
+            raise
+        say_error(str(error))
+        sys.exit(2)
+    if processes() > 1:
         from soul_cli.distributed import finish
 
         finish()
-    if failed:
-        sys.exit(2)
+
+
+def member(raw: DictConfig) -> str:
+    """One run, alone or of a sweep; returns its folder.  An error of a sweep's member is shown here and raised."""
+    join_submitit()
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from soul_cli import results
+    from soul_cli.config import load
+    from soul_cli.run import run
+    from soul_cli.screen import say
+    from soul_cli.types import UserError
+
+    quiet()
+    hydra = HydraConfig.get()
+    sweeps = hydra.mode == RunMode.MULTIRUN
+    if sweeps:
+        say(f"\nmember {hydra.job.num + 1}")
+    try:
+        folder = run(load(raw))
+        if sweeps:
+            say(f"written to {folder}")
+        else:
+            results.show(folder)
+        return str(folder)
+    except Exception as error:
+        if sweeps:
+            say_error(str(error) if isinstance(error, UserError) else traceback.format_exc())
+            if processes() > 1:
+                sys.exit(2)  # others may be waiting for this process: the launcher ends them
+        raise
+
+
+def processes() -> int:
+    """How many a launcher has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_submitit() -> None:
+    """A task of a submitit job takes its place among the job's processes from submitit, as torchrun would give it."""
+    if "SUBMITIT_EXECUTOR" not in os.environ or "RANK" in os.environ:
+        return
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def explain(error: Exception) -> str:
@@ -73,7 +112,7 @@ def explain(error: Exception) -> str:
 
 def say_error(text: str) -> None:
     """Nearly every error befalls all processes; the launcher then ends the others before they say it again."""
-    if RANK:
+    if os.environ.get("RANK", "0") != "0":
         time.sleep(GRACE)
     print(f"error: {text}", file=sys.stderr, flush=True)
 

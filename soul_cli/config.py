@@ -60,19 +60,23 @@ class RunConfig:
 
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers", "parallel")
+    OF_TRAINING = ("train", "seed")
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
         between = plain(self.epoch_eval) if self.evaluates_epochs else None
-        kept = {k: v for k, v in self.plain().items() if k not in self.NOT_RESULT}
+        ignored = self.NOT_RESULT if self.method.trains else self.NOT_RESULT + self.OF_TRAINING
+        kept = {k: v for k, v in self.plain().items() if k not in ignored}
         return kept | {"eval": self.eval.identity(), "epoch_eval": between}
 
     @property
     def evaluates_epochs(self) -> bool:
-        return self.method.trains and self.epoch_eval.every is not None
+        return self.method.optimizes and self.epoch_eval.every is not None
 
     def plain(self) -> dict[str, Any]:
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        """As plain values, but for an optimizer that has no effect."""
+        kept = (f.name for f in fields(self) if f.name != "optim" or self.method.optimizes)
+        return {name: plain(getattr(self, name)) for name in kept}
 
     @property
     def cache(self) -> Path:
@@ -114,6 +118,11 @@ def load(raw: DictConfig) -> RunConfig:
     parts["parallel"] = Parallel(parts["parallel"])
     if parts["parallel"] is Parallel.fsdp and parts["model"].finetune.lora:
         raise UserError("parallel=fsdp with model.finetune.lora: adapters are not sharded; use parallel=ddp")
+    if parts["parallel"] is Parallel.fsdp and parts["method"].one_shot:
+        raise UserError(
+            f"parallel=fsdp with method={parts['method'].name}: its curvature is that of whole parameters; "
+            "use parallel=ddp"
+        )
     return RunConfig(**parts)
 
 

@@ -23,7 +23,8 @@ from soul_cli.data.generator import generate_authors
 from soul_cli.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
 from soul_cli.evaluate import general
 from soul_cli.evaluate.likelihood import score
-from soul_cli.methods import Finetune, Method
+from soul_cli.influence import Influence
+from soul_cli.methods import IU, Finetune, Method
 from soul_cli.models import AnswerModel, ModelRef
 from soul_cli.optim.build import Optim
 from soul_cli.screen import Bar, Line, bar
@@ -33,11 +34,12 @@ from soul_cli.types import QA, Prompted, Row
 
 COST = "cost.json"  # in a cache entry: what it cost to make
 LIBRARIES = ("torch", "transformers", "tokenizers")
-# source files that determine a model's weights, and those that determine rows
+# source files that determine the weights of fine-tuned models, those of unlearned ones, and those that determine rows
 TRAINING = (
     "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "base_models.py",
     "optim", "data",
 )  # fmt: skip
+UNLEARNING = (*TRAINING, "influence.py")
 EVALUATION = ("distributed.py", "losses.py", "metrics.py", "models.py", "tasks", "evaluate", "data")
 
 
@@ -218,6 +220,11 @@ class Pipeline:
                 self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
 
         return trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+
+    def influence(self, lm: Any, data: TrainData, method: IU, progress: Bar) -> list[dict[str, Any]]:
+        """The one step of method=iu, in place; lm may lie on the CPU."""
+        run = Influence(lm, data, method, self.config.train, self.config.seed, self.accelerator)
+        return run.unlearn(lambda done, total, what: progress.to("", done, total, what))
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         return models.load(ref, device or self.accelerator.device, self.config.model.dtype)

@@ -23,7 +23,6 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     """The header printed before anything costly happens."""
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
-    what = f"{config.method.name} with {config.optim.name}" if config.method.trains else config.method.name
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
     splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
     general = ", ".join(config.eval.lm_eval.names())
@@ -32,8 +31,8 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
-        f"unlearn  {what}"
-        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
+        f"unlearn  {what(config)}"
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.optimizes else ""),
         f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
         *([between(config, pipe)] if config.evaluates_epochs else []),
         f"device   {pipe.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
@@ -49,6 +48,12 @@ def between(config: RunConfig, pipe: Pipeline) -> str:
     count = sum(map(len, pipe.splits(settings.limit).values()))
     kept = f"{settings.select.value} epoch kept"
     return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
+
+
+def what(config: RunConfig) -> str:
+    """The method, and the optimizer where it has one."""
+    method = config.method
+    return f"{method.name} with {config.optim.name}" if method.optimizes else method.name
 
 
 def parameters(config: RunConfig) -> int:

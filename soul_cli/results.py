@@ -87,7 +87,7 @@ def write_metrics(
         "key": key,
         "task": config["task"]["name"],
         "method": config["method"]["name"],
-        "optim": config["optim"]["name"],
+        "optim": config["optim"]["name"] if "optim" in config else "",
         "seed": config["seed"],
         "target_seed": config["target_seed"],
         "headline": headline,
@@ -97,6 +97,12 @@ def write_metrics(
         "epoch_eval": epoch,
     }
     write_text(folder / "metrics.json", json.dumps(content, indent=1))
+
+
+def read_models(folder: Path) -> dict[str, dict[str, Metric]]:
+    """Model -> metric -> its value and all else that metrics.json says of it."""
+    models = json.loads((folder / "metrics.json").read_text())["models"]
+    return {name: {k: Metric(**fields) for k, fields in some.items()} for name, some in models.items()}
 
 
 def number(metric: dict[str, Any] | None) -> str:
@@ -110,8 +116,8 @@ def show(folder: Path) -> None:
     """Print the table of a finished run and three answers side by side."""
     content = json.loads((folder / "metrics.json").read_text())
     models = content["models"]
-    trained = [content["optim"], f"seed {content['seed']}"] if (folder / "train.jsonl").is_file() else []
-    title = " · ".join([content["task"], content["method"], *trained])
+    seed = f"seed {content['seed']}" if (folder / "train.jsonl").is_file() else ""
+    title = " · ".join(filter(None, [content["task"], content["method"], content["optim"], seed]))
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     table.add_column("metric", no_wrap=True)
     for name in models:

@@ -16,9 +16,10 @@ from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
 from soul_cli.epochs import BEST, EpochEvaluation
 from soul_cli.evaluate import general
+from soul_cli.methods import IU
 from soul_cli.models import ModelRef
-from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, save, versions, write_rows
-from soul_cli.plan import describe
+from soul_cli.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
+from soul_cli.plan import describe, what
 from soul_cli.screen import Bar, bar, say
 from soul_cli.tasks.base import Select
 from soul_cli.types import Metric, Row, UserError
@@ -39,7 +40,7 @@ def run(config: RunConfig) -> Path:
             "data": data.digest,
             "models": [ref.digest for ref in pipe.ready()],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            "code": code_digest(*TRAINING, *EVALUATION),
+            "code": code_digest(*UNLEARNING, *EVALUATION),
             "versions": versions(),
         }
     )
@@ -53,7 +54,6 @@ def run(config: RunConfig) -> Path:
             general.prepare(config.eval.lm_eval)
             say(describe(config, data, pipe, folder))
             _run(pipe, folder, key)
-    results.show(folder)
     return folder
 
 
@@ -68,7 +68,9 @@ def check_trackers(names: list[str]) -> None:
 
 def run_folder(config: RunConfig, key: str) -> Path:
     name = f"{config.method.name}-{config.optim.name}-seed{config.seed}-{key[:8]}"
-    if not config.method.trains:
+    if config.method.one_shot:
+        name = f"{config.method.name}-seed{config.seed}-{key[:8]}"
+    elif not config.method.trains:
         name = f"{config.method.name}-{key[:8]}"
     return Path(config.output_dir).expanduser() / config.task.name / name
 
@@ -135,7 +137,7 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, l
     model = work / "model"
     if not once(model.is_dir):
         set_seed(config.seed)
-        with cost.measure(), bar(f"unlearning, {config.method.name} with {config.optim.name}") as progress:
+        with cost.measure(), bar(f"unlearning, {what(config)}") as progress:
             _train(pipe, target, folder, others, progress)
     with cost.measure(), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(model), "")
@@ -158,12 +160,15 @@ def _train(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, lis
     temporary, encoder = work / ".model", pipe.encoder(target)
     lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
     between = EpochEvaluation(pipe, folder, work, encoder, others, progress) if config.evaluates_epochs else None
-    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress, between)
+    if isinstance(config.method, IU):
+        records = pipe.influence(lm, data, config.method, progress)
+    else:
+        records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress, between)
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
     if between is not None:
         outcome = once(between.outcome)
         pipe.ledger.note("evaluate_epochs", between.spent(), cached=False)
-    if config.epoch_eval.select is Select.best:
+    if between is not None and config.epoch_eval.select is Select.best:
         temporary = work / BEST
     else:
         save(lm, encoder, temporary)

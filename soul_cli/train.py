@@ -31,7 +31,7 @@ from soul_cli.losses import sum_by, token_logps, wide
 from soul_cli.methods import Answers, Counts, Method
 from soul_cli.models import AnswerModel, autocast
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
-from soul_cli.optim.curvature import GaussNewtonBartlett, scramble, uniforms
+from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, scramble
 from soul_cli.types import Batch, Prompted, UserError
 
 NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
@@ -263,10 +263,7 @@ class Trainer:
         keep = [wanted is not HessianData.retain] * len(share.forget)
         keep += [wanted is not HessianData.forget] * len(share.retain)
         owner = batch.owner.cpu()
-        sizes = torch.bincount(owner, minlength=batch.answers)
-        positions = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
-        keys = torch.tensor(share.keys or (0,))[owner]
-        return torch.tensor(keep or [False])[owner], uniforms(self.seed, index, keys, positions)
+        return torch.tensor(keep or [False])[owner], answer_uniforms(self.seed, index, share.keys or (0,), owner)
 
     @staticmethod
     def _counts(rows: list[Prompted]) -> Counts:

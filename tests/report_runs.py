@@ -50,7 +50,7 @@ def write_run(
 ) -> Path:
     """One finished run.  rouge: its forget ROUGE-L; more: its other metrics; change: top entries of metrics.json."""
     config = compose([f"seed={seed}", *overrides])
-    method, optim = config.method.name, config.optim.name
+    method, optim = config.method.name, config.plain().get("optim", {}).get("name", "")
     folder = root / f"{method}-{optim}-{seed}-{rouge}"
     folder.mkdir(parents=True)
     own = {"forget_rougeL": rouge, "retain_rougeL": 0.9, "forget_quality": 0.01, "retain_acc": 0.7, **more}
@@ -65,7 +65,8 @@ def write_run(
     (folder / "metrics.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
     if config.method.trains:
-        steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in (1, 2)]
+        last = 1 if config.method.one_shot else 2
+        steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in range(1, last + 1)]
         (folder / "train.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
     for file, text in (("rows", answer), ("rows_original", "the original"), ("rows_retain_trained", "the floor")):
         rows = [row(split, i, f"{text} {i}") for split in ("forget", "retain") for i in range(4)]

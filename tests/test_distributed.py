@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import TINY, finish, numbers, only_run
+from runs import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,6 +29,8 @@ from soul_cli.config import RunConfig, compose
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
+from soul_cli.influence import Influence
+from soul_cli.methods import IU
 from soul_cli.models import ModelRef
 from soul_cli.optim import curvature
 from soul_cli.pipeline import Pipeline, save
@@ -333,6 +335,24 @@ def test_costs_of_two_processes(pair: Pair, model: Path, tmp_path: Path) -> None
         assert two["training_tokens"] == one["training_tokens"]
         assert two["optimizer_state_bytes"] == pytest.approx(share * one["optimizer_state_bytes"], rel=0.02)
         assert two["forward_passes"] > one["forward_passes"]
+
+
+def influence(model: Path, solver: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    changed = ["method.validation_share=0.3", "method.cg_steps=4", "method.hessian_every=2", "method.tolerance=1"]
+    config = compose(["method=iu", f"method.solver={solver}", *changed, "train.epochs=2", "train.batch_size=3"])
+    assert isinstance(config.method, IU)
+    lm, data = load(model), TrainData(lambda epoch: FORGET, RETAIN)
+    run = Influence(lm, data, config.method, config.train, 3, distributed.start([]))
+    (record,) = run.unlearn(lambda done, total, what: None)
+    return record, lm.state_dict()
+
+
+@pytest.mark.parametrize("solver", ["diagonal", "cg"])
+def test_two_processes_take_the_step_of_one(pair: Pair, model: Path, solver: str) -> None:
+    record, weights = influence(model, solver)
+    for other, same in pair(influence, model, solver):
+        assert_close(other, record)
+        torch.testing.assert_close(same, weights, rtol=0, atol=TOLERANCE)
 
 
 def stopped(*args: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import TINY
+from runs import TINY
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
 from soul_cli import pipeline

@@ -25,7 +25,7 @@ needs_lm_eval = pytest.mark.skipif(general.find_spec("lm_eval") is None, reason=
 
 
 def settings(**values: Any) -> LmEvalConfig:
-    fixed = {"tasks": [], "data_dir": None, "include_path": None, "limit": None, "batch_size": 3}
+    fixed = {"tasks": [], "data_dir": None, "include_path": None, "limit": None, "batch_size": 3, "max_length": None}
     return LmEvalConfig(**{**fixed, **values})
 
 
@@ -41,6 +41,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 MISTAKES = [
     (["limit=0"], ["eval.lm_eval.limit=0", "1 or more", "null"]),
     (["batch_size=0"], ["eval.lm_eval.batch_size=0", "1 or more"]),
+    (["max_length=1"], ["eval.lm_eval.max_length=1", "2 or more"]),
     (["tasks=piqa"], ["eval.lm_eval.tasks"]),
     (["tasks=[piqa]", "include_path=/nowhere"], ["eval.lm_eval.include_path=/nowhere", "folder"]),
     (["tasks=[general]", "data_dir=/nowhere"], ["eval.lm_eval.data_dir=/nowhere", "wikitext-2-raw/test.jsonl"]),
@@ -101,7 +102,7 @@ def row(task: str, n: int, limit: int | None = None, cut: int = 0, **scores: tup
     metrics = {k: {"value": v, "stderr": e, "higher_is_better": up} for k, (v, e, up) in scores.items()}
     return {
         "split": "lm_eval", "index": 0, "task": task, "version": 1.0, "lm_eval": "0.4.13", "metrics": metrics,
-        "n": n, "limit": limit, "cut": cut,
+        "n": n, "limit": limit, "cut": cut, "window": 512,
     }  # fmt: skip
 
 
@@ -126,7 +127,11 @@ def test_rows_to_metrics_by_hand() -> None:
     zero_shot = out["zero_shot_acc"]
     assert zero_shot.n == 30
     assert zero_shot.ci95 == pytest.approx((0.6 - 1.96 * 0.25, 0.6 + 1.96 * 0.25))  # sqrt(0.3² + 0.4²) / 2
-    for words in ("2 of 8", "lm-eval 0.4.13", "arc_easy: task version 1.0, n 10, limit 10, 2 requests cut"):
+    for words in (
+        "2 of 8",
+        "lm-eval 0.4.13",
+        "arc_easy: task version 1.0, n 10, limit 10, window 512 tokens, 2 requests cut",
+    ):
         assert words in zero_shot.definition
     assert "lm-eval 0.4.13, task version 1.0, n 62" in out["wikitext_word_ppl"].definition
     assert "limit" not in out["wikitext_word_ppl"].definition
@@ -254,6 +259,23 @@ def test_limit_cut_and_progress(lm: Any, tokenizer: Any, documents: str) -> None
     (row,) = general.evaluate(lm, tokenizer, "truthfulqa_mc1", config, progress=lambda *a: seen.append(a))
     assert (row["n"], row["limit"], row["cut"]) == (1, 1, 3)
     assert seen[-1] == ("scoring", 3, 3)
+
+
+@needs_lm_eval
+def test_windows_are_as_long_as_asked_and_not_too_many_at_once(
+    lm: Any, tokenizer: Any, documents: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+    lm.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append((args[0] if args else kwargs["input_ids"]).shape), with_kwargs=True
+    )
+    monkeypatch.setattr(general, "WINDOW_TOKENS", 40)
+    config = settings(tasks=["wikitext"], data_dir=documents, max_length=16)
+    (row,) = general.evaluate(lm, tokenizer, "wikitext", config)
+    assert row["window"] == 16
+    assert {length for _, length in shapes} == {16}
+    assert {rows for rows, _ in shapes} <= {1, 2}
+    assert len(shapes) > 2
 
 
 @needs_lm_eval

@@ -13,17 +13,19 @@ LAYERS = [
     {"data", "optim", "methods", "screen", "checkpoint"},
     {"models"},
     {"train", "evaluate"},
+    {"influence"},
     {"base_models", "tasks"},
     {"config", "results"},
     {"pipeline", "report"},
     {"plan", "epochs"},
     {"run"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # third-party packages that only these modules may know
 OWNERS = {
-    "hydra": {"config", "cli"},
+    "hydra": {"config", "sweep", "cli"},
     "transformers": {"models", "base_models", "cli"},
     "pandas": {"report"},
     "matplotlib": {"report"},

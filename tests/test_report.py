@@ -14,7 +14,7 @@ import pytest
 from report_runs import ORIGINAL, write_run
 
 from soul_cli.report import render
-from soul_cli.report.cli import Out, main
+from soul_cli.report.cli import Out, arguments, main, report
 from soul_cli.report.comparable import check_comparable, notes
 from soul_cli.report.layout import LAYOUTS, Column, Group, Layout, layout_of
 from soul_cli.report.paper import read_paper
@@ -48,6 +48,17 @@ def test_mean_sd_and_n(tmp_path: Path) -> None:
     assert list(dict.fromkeys(k[:2] for k in long.index)) == [
         ("original", ""), ("retain-trained", ""), ("ga", "adamw"), ("npo", "adamw"), ("npo", "soul"),
     ]  # fmt: skip
+
+
+def test_a_method_without_an_optimizer_is_one_row(tmp_path: Path) -> None:
+    three_rows(tmp_path)
+    for seed, rouge in enumerate((0.1, 0.3)):
+        write_run(tmp_path, seed, rouge, "method=iu", "optim=lion" if seed else "optim=soul")
+    long = long_table(find_runs([tmp_path])).set_index(["method", "optim", "metric"])
+    assert list(dict.fromkeys(long.index))[-1][:2] == ("iu", "")
+    row = long.loc["iu", "", "forget_rougeL"]
+    assert (row["mean"], row["n"]) == (pytest.approx(0.2), 2)
+    assert report(arguments([str(tmp_path)])).count("| iu | - | 2 |")
 
 
 def test_markdown(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ FILES = {
     "truthfulqa_mc2": "truthfulqa/multiple_choice.validation.jsonl",
 }
 GENERAL = "general"
+WINDOW_TOKENS = 8192  # a forward's: logits of 16 windows of 8,192 tokens are 25 GB at a vocabulary of 49,152
 LOCAL_TASKS = Path(__file__).parent / "lm_tasks"
 
 
@@ -49,13 +50,16 @@ class LmEvalConfig:
     data_dir: str | None  # local documents for the eleven; null: lm-eval's stock tasks, from the hub
     include_path: str | None  # folder of further task files (YAML of lm-eval)
     limit: int | None  # documents a task, from its start; null: all
-    batch_size: int  # sequences a forward
+    batch_size: int  # sequences a forward; of those cut into whole windows, as many as WINDOW_TOKENS allow
+    max_length: int | None  # tokens a window, on which perplexities depend; null: all the model reads
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"eval.lm_eval.limit={self.limit}: must be 1 or more, or null")
         if self.batch_size < 1:
             raise UserError(f"eval.lm_eval.batch_size={self.batch_size}: must be 1 or more")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"eval.lm_eval.max_length={self.max_length}: must be 2 or more, or null")
         if not self.tasks:
             return
         if find_spec("lm_eval") is None:
@@ -95,6 +99,7 @@ class LmEvalConfig:
             "included": digest([(str(p.relative_to(included)), sha256(p)) for p in own if included]),
             "limit": self.limit,
             "batch_size": self.batch_size,
+            "max_length": self.max_length,
             "lm_eval": version("lm_eval"),
         }
 
@@ -128,17 +133,22 @@ def evaluate(
             if task.get_config("num_fewshot") is None:
                 task.set_config("num_fewshot", 0)
             task.set_fewshot_seed(0)
-        model = _model(lm, tokenizer, config.batch_size, progress)
+        model = _model(lm, tokenizer, config, progress)
         results = lm_evaluate(
             model, loaded, limit=config.limit, bootstrap_iters=1000, log_samples=False,
             system_instruction=f"{system}\n\n" if system else None,
         )  # fmt: skip
-    cut = model.cut if len(loaded["tasks"]) == 1 else None
-    rows = [_row(task, results, config.limit, cut) for task in results["results"]]
+    conditions = {
+        "limit": config.limit,
+        "window": model.max_length,
+        # requests that lost their beginning, being longer than the window; None: of a group
+        "cut": model.cut if len(loaded["tasks"]) == 1 else None,
+    }
+    rows = [_row(task, results) | conditions for task in results["results"]]
     return [row for row in rows if row["metrics"]]
 
 
-def _row(task: str, results: dict[str, Any], limit: int | None, cut: int | None) -> Row:
+def _row(task: str, results: dict[str, Any]) -> Row:
     scores = results["results"][task]
     metrics = {}
     for key, value in scores.items():
@@ -158,12 +168,10 @@ def _row(task: str, results: dict[str, Any], limit: int | None, cut: int | None)
         "lm_eval": version("lm_eval"),
         "metrics": metrics,
         "n": scores.get("sample_len", 0),
-        "limit": limit,
-        "cut": cut,  # requests that lost their beginning, being longer than the model reads; None: of a group
     }
 
 
-def _model(lm: Any, tokenizer: Any, batch_size: int, progress: Callable[[str, int, int], None]) -> Any:
+def _model(lm: Any, tokenizer: Any, config: LmEvalConfig, progress: Callable[[str, int, int], None]) -> Any:
     """The model as lm-eval wants it."""
     from lm_eval.models.huggingface import HFLM
 
@@ -181,13 +189,20 @@ def _model(lm: Any, tokenizer: Any, batch_size: int, progress: Callable[[str, in
             progress("scoring", self.done, self.total)
             return answers
 
+        def loglikelihood_rolling(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            self.batch_size_per_gpu = max(1, min(config.batch_size, WINDOW_TOKENS // self.max_length))
+            try:
+                return super().loglikelihood_rolling(requests, *args, **kwargs)
+            finally:
+                self.batch_size_per_gpu = config.batch_size
+
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             self.done += len(inps)
             progress("scoring", self.done, self.total)
             cost.count(forward_passes=1)
             return super()._model_call(inps, *args, **kwargs)
 
-    return Model(pretrained=lm, tokenizer=tokenizer, batch_size=batch_size)
+    return Model(pretrained=lm, tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_length)
 
 
 def _task(name: str, config: LmEvalConfig) -> Any:

@@ -40,6 +40,13 @@ def uniforms(seed: int, step: int, rows: Tensor, positions: Tensor) -> Tensor:
     return torch.from_numpy((scramble(seed, step, rows.numpy(), positions.numpy()) >> np.uint64(11)) * 2.0**-53)
 
 
+def answer_uniforms(seed: int, step: int, keys: Sequence[int], owner: Tensor) -> Tensor:
+    """`uniforms` of a batch (T,).  keys: a name of each of its answers; owner (T,), on the CPU: whose a token is."""
+    sizes = torch.bincount(owner, minlength=len(keys))
+    positions = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
+    return uniforms(seed, step, torch.tensor(keys)[owner], positions)
+
+
 def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
     """Labels ~ softmax(logits) by inverting the distribution function at u.  logits (T, V), u (T,) -> (T,) int64."""
     precise = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs know no float64

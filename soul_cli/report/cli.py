@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from soul_cli.cache import write_bytes, write_text
-from soul_cli.report import answers, render
+from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
 from soul_cli.report.figures import Source
 from soul_cli.report.gallery import FIGURES
@@ -30,9 +31,10 @@ class Out:
         self.written: list[str] = []
 
     def path(self, part: str, suffix: str) -> Path:
-        stem = "_".join(filter(None, (self.name, part.removeprefix("table").lstrip("_")))) if self.name else part
-        self.written.append(stem + suffix)
-        return self.folder / (stem + suffix)
+        if self.name:
+            part = "_".join(filter(None, (self.name, re.sub("^(table|compare)_?", "", part))))
+        self.written.append(part + suffix)
+        return self.folder / (part + suffix)
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -42,6 +44,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders above them")
     parser.add_argument("--out", help="a folder (existing, or with a slash at its end) or a name that files begin with")
     parser.add_argument("--paper", action="store_true", help="also the paper's own numbers beside ours")
+    parser.add_argument("--compare", action="store_true", help="the answer of a sweep that chose its settings")
     parser.add_argument("--questions", type=numbers, help="answers to these forget questions side by side, e.g. 3,17")
     parser.add_argument("--random", type=int, default=3, help="or to this many drawn at random (default 3)")
     parser.add_argument("--random-seed", type=int, default=0, help="seed of that draw (default 0)")
@@ -54,6 +57,8 @@ def numbers(text: str) -> list[int]:
 
 def report(args: argparse.Namespace) -> str:
     """Read, check, write.  Returns what to print."""
+    if args.compare:
+        return comparison(args.folders, args.out)
     runs = find_runs(args.folders)
     check_comparable(runs)
     task = runs[0].content["task"]
@@ -81,6 +86,22 @@ def report(args: argparse.Namespace) -> str:
     title = f"Unlearning report: {task}"
     write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, some))
     return summary(runs, known, out)
+
+
+def comparison(folders: list[Path], target: str | None) -> str:
+    """--compare: sentences, and with --out the runs and the figure behind them."""
+    if len(folders) > 1:
+        raise UserError("--compare takes one folder, that of a sweep with `validation` and `reported` in it")
+    found = compare.read_comparison(folders[0])
+    text = compare.markdown(found)
+    if target is None:
+        return text
+    out = Out(target)
+    write_text(out.path("compare", ".md"), text)
+    write_text(out.path("compare", ".csv"), compare.csv(found))
+    for data, suffix in zip(save(compare.pareto(found)), (".png", ".svg"), strict=True):
+        write_bytes(out.path("pareto", suffix), data)
+    return text
 
 
 def draw(source: Source, out: Out) -> list[Picture]:

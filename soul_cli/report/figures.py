@@ -164,8 +164,8 @@ def band(runs: list[Run], key: str) -> tuple[NDArray[Any], NDArray[Any], NDArray
 
 
 def steps(source: Source) -> Figure | None:
-    """Unclipped share and ‖Δθ‖ over the steps, a column a method; mean and ± sd over seeds."""
-    rows = source.trained
+    """Unclipped share and ‖Δθ‖ over the steps, a column a method of more than one; mean and ± sd over seeds."""
+    rows = {row: runs for row, runs in source.trained.items() if len(runs[0].steps) > 1}
     if not rows:
         return None
     methods = list(dict.fromkeys(method for method, _ in rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo")
+METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo", "iu")
 OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
 
 

@@ -124,7 +124,8 @@ class Task(Protocol):
         """
         ...
 
-    def selection_score(self, models: dict[str, dict[str, Metric]]) -> float:
+    @staticmethod
+    def selection_score(models: dict[str, dict[str, Metric]]) -> float:
         """How good a trade-off this_run is, in [0, 1], from its metrics and those of original and retain_trained.
 
         The docstring of the function behind it states the rule.  KeyError: a model or metric it needs is absent.

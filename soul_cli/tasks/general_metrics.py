@@ -51,8 +51,8 @@ def _zero_shot(rows: list[Row]) -> dict[str, Metric]:
 
 def _conditions(row: Row) -> str:
     limit = f", limit {row['limit']}" if row["limit"] is not None else ""
-    cut = f", {row['cut']} requests cut to the model's length" if row["cut"] else ""
-    return f"task version {row['version']}, n {row['n']}{limit}{cut}"
+    cut = f", {row['cut']} requests cut" if row["cut"] else ""
+    return f"task version {row['version']}, n {row['n']}{limit}, window {row['window']} tokens{cut}"
 
 
 def _interval(value: float, stderr: Any) -> tuple[float, float] | None:

@@ -1,0 +1,7 @@
+"""Hydra takes sweepers from modules of this namespace package alone."""
+
+from soul_cli import sweep
+
+
+class Members(sweep.Members):
+    """See soul_cli.sweep."""

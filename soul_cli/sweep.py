@@ -1,0 +1,193 @@
+"""Sweeps: the members of a `sweep=` group or of -m, run by Hydra's launcher, each whatever becomes of the others.
+
+A sweep is a list of grids; its members are all combinations of each.  Where it has a `validation`, the members are
+settings to choose from: they run on seeds of their own, the best setting of each method and optimizer is chosen by
+the task's selection score, and that one runs on the seeds to report.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+Member = dict[str, str]  # override -> value, as typed on the command line
+Setting = tuple[tuple[str, str], ...]  # a member's overrides, but for where and on which seed it runs
+
+VALIDATION, REPORTED = "validation", "reported"  # folders of a sweep that chooses
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a member: its run folder, or why there is none."""
+
+    member: Member
+    folder: Path | None  # OUTPUT_DIR/TASK/RUN
+    error: str = ""
+
+
+def words(member: Member) -> list[str]:
+    return [f"{key}={value}" for key, value in member.items()]
+
+
+def expand(grids: Sequence[dict[str, Any]], given: Sequence[Member]) -> list[Member]:
+    """All combinations of each grid with each of the command line's, which has the last word; each once.
+
+    grids: override -> value or list of values.
+    """
+    members = []
+    for grid in grids or [{}]:
+        free = {k: v if isinstance(v, list) else [v] for k, v in grid.items() if not any(k in m for m in given)}
+        for values in product(*free.values()):
+            own = {k: "null" if v is None else str(v) for k, v in zip(free, values, strict=True)}
+            members += [own | m for m in given]
+    return [dict(m) for m in dict.fromkeys(tuple(m.items()) for m in members)]
+
+
+class Members(Sweeper):
+    """The sweeper behind `hydra/sweeper: members`; its arguments are explained there."""
+
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def __init__(self, grids: Any, choose: Any):
+        self.grids, self.choose = plain(grids), plain(choose)
+        self.started = 0
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Outcome]:
+        """Run all members; ends with their table and, where some failed, with an error that names them."""
+        members = expand(self.grids, self._given(arguments))
+        if self.choose is None:
+            outcomes = self._run(members)
+            show(outcomes)
+        else:
+            outcomes = self._choose(members)
+        fail(outcomes)
+        return outcomes
+
+    def _choose(self, members: list[Member]) -> list[Outcome]:
+        """Try every setting on the validation seeds, then run the best ones on the seeds to report."""
+        out, seeds = self.config.output_dir, [m["seed"] for m in members if "seed" in m] or self.choose["seeds"]
+        cheaper = {k: str(v) for k, v in self.choose["validation_overrides"].items()}
+        settings = expand([{"seed": self.choose["validation_seeds"]}], [without(m, "seed") for m in members])
+        tried = self._run(settings, cheaper | {"output_dir": f"{out}/{VALIDATION}"})
+        reported = expand([{"seed": seeds}], best(tried))
+        outcomes = self._run(reported, {"output_dir": f"{out}/{REPORTED}"})
+        show(outcomes)
+        if any(o.folder for o in outcomes):
+            say_report("--compare", str(out))
+        return [*tried, *outcomes]
+
+    def _given(self, arguments: list[str]) -> list[Member]:
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (lines,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+        return [dict(word.split("=", 1) for word in line) for line in lines]
+
+    def _run(self, members: list[Member], more: Member | None = None) -> list[Outcome]:
+        """Launch the members, each with `more`; their outcomes in the same order."""
+        from soul_cli.screen import say
+
+        lines = [words(m | (more or {})) for m in members]
+        self._check(lines)
+        say(f"sweep of {len(lines)} members")
+        returns = self.launcher.launch(lines, initial_job_idx=self.started)
+        self.started += len(members)
+        outcomes = []
+        for member, done in zip(members, returns, strict=True):
+            try:
+                outcomes.append(Outcome(member, Path(done.return_value)))
+            except Exception as error:  # what the member raised; its traceback has been shown
+                outcomes.append(Outcome(member, None, str(error) or type(error).__name__))
+        return outcomes
+
+    def _check(self, lines: list[list[str]]) -> None:
+        """Every member's configuration, before the first of them costs anything."""
+        from soul_cli.config import load
+        from soul_cli.types import UserError
+
+        for line in lines:
+            raw = self.hydra_context.config_loader.load_sweep_config(self.config, line)
+            try:
+                load(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
+            except UserError as error:
+                raise UserError(f"{error} (member {' '.join(line)}; none has been run)") from None
+
+
+def plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def without(member: Member, key: str) -> Member:
+    return {k: v for k, v in member.items() if k != key}
+
+
+def best(outcomes: Iterable[Outcome]) -> list[Member]:
+    """Of each method and optimizer the setting with the best selection score, mean over its seeds.
+
+    A setting that failed on a seed, as one that diverges, scores 0 there.
+    """
+    from soul_cli.results import read_models
+    from soul_cli.tasks import TASKS
+
+    cells: dict[tuple[str, ...], dict[Setting, list[float]]] = {}
+    for o in outcomes:
+        cell = tuple(o.member.get(k, "") for k in ("task", "method", "optim"))
+        setting: Setting = tuple(without(o.member, "seed").items())
+        score = 0.0
+        if o.folder is not None:
+            score = TASKS[o.folder.parent.name].selection_score(read_models(o.folder))
+        cells.setdefault(cell, defaultdict(list))[setting].append(score)
+    chosen = []
+    for scores in cells.values():
+        means = [(fmean(some), setting) for setting, some in scores.items()]
+        chosen.append(dict(max(means, key=itemgetter(0))[1]))
+    return chosen
+
+
+def show(outcomes: list[Outcome]) -> None:
+    """The table of the finished members."""
+    folders = sorted({str(o.folder) for o in outcomes if o.folder is not None})
+    if len(folders) > 1:
+        say_report(*folders)
+
+
+def say_report(*given: str) -> None:
+    """What soul-report prints for these arguments."""
+    from soul_cli.report.cli import arguments, report
+    from soul_cli.screen import console, say
+    from soul_cli.types import UserError
+
+    try:
+        console.print(report(arguments(list(given))), markup=False, soft_wrap=True)
+    except UserError as error:  # as where a row has several settings: there is nothing wrong with the runs
+        say(f"no table: {error}")
+
+
+def fail(outcomes: list[Outcome]) -> None:
+    """Raise UserError that names the members that failed, if any."""
+    from soul_cli.types import UserError
+
+    failed = [o for o in outcomes if o.folder is None]
+    if failed:
+        lines = "".join(f"\n  {' '.join(words(o.member))}: {o.error}" for o in failed)
+        raise UserError(f"{len(failed)} of {len(outcomes)} members failed, the others are finished:{lines}")
