@@ -1,15 +1,8 @@
 #!/usr/bin/env bash
-# Figure 1: forget and retain accuracy by epoch, first and second order: results/figure1_tofu_embedded*
-# usage: reproduce_figure1.sh            the embedded benchmark
-#        reproduce_figure1.sh --paper    the paper's settings on LLaMA2-7B (a GPU of 80 GB, gated weights)
+# Figure 1 on the embedded benchmark, metrics by epoch, three seeds: results/figure1_tofu_embedded*
+# --paper: the rows of the paper, LLaMA2-7B, for a cluster.  What follows goes to soul-unlearn, as seed=0 method=npo
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-common="epoch_eval.every=1 seed=${SEEDS:-0,1,2}"
-if [ "${1:-}" = --paper ]; then
-  out=outputs/figure1_paper name=figure1_tofu_paper
-  soul-unlearn -m output_dir=$out $common \
-    experiment=paper/tofu_graddiff_fo,paper/tofu_graddiff_so,paper/tofu_po_fo,paper/tofu_po_so,paper/tofu_npo_fo,paper/tofu_npo_so
-else
-  out=outputs/figure1 name=figure1_tofu_embedded
-  soul-unlearn -m output_dir=$out $common "method=${METHODS:-graddiff,po,npo}" optim=adamw,soul
-fi
-soul-report $out --out results/$name
+sweep=figure1 out=results/figure1_tofu_embedded
+if [ "${1:-}" = --paper ]; then sweep=figure1_paper out=results/figure1_tofu_paper; shift; fi
+soul-unlearn sweep=$sweep output_dir=outputs/$sweep "$@"
+soul-report outputs/$sweep --out $out

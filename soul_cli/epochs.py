@@ -118,7 +118,7 @@ class EpochEvaluation:
         total = cost.Cost()
         for line in self.lines:
             total.add(cost.Cost(**line["cost"]))
-        return vars(total)
+        return vars(total) | {"seconds": round(total.seconds, 3)}
 
     def outcome(self) -> dict[str, Any]:
         """For metrics.json: which epoch's weights the run ends with, by which rule, and the levels to compare with."""

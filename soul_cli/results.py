@@ -160,7 +160,7 @@ def show_cost(cost: dict[str, dict[str, Any]]) -> None:
         if spent["cached"]:
             found.append(words)
         else:
-            own.append(words + "".join(f", {name} {size / 1e6:,.0f} MB" for name, size in sizes.items() if size))
+            own.append(words + "".join(f", {name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size))
     for title, some in (("cost: ", own), ("cached, cost when made: ", found)):
         if some:
             say(title + "; ".join(some))
