@@ -3,6 +3,7 @@
 
     python scripts/bench.py               # everything, at 2M, 12M and 135M parameters
     python scripts/bench.py --only step   # one line (see LINES); the table then holds that line alone
+    python scripts/bench.py --size 2M     # one size
     python scripts/bench.py --short       # a few seconds a line on a tiny model: whether it runs, not how fast
 
 Wants a quiet machine.  Baselines stand in bench_baselines.py, sizes and data in bench_setup.py.
@@ -15,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -282,7 +284,7 @@ def step(effort: Effort) -> Lines:
             "optimizer step, soul against a plain loop over tensors", size, took["loop"] / took["soul"],
             (">=", 2.5) if size == "135M" else None, f"{took['soul'] * 1e3:.2f} ms against {took['loop'] * 1e3:.2f} ms",
         )  # fmt: skip
-        least = 6 * 4 * n / rate_of_copies(n)
+        least = 6 * 4 * n / rate_of_copies()
         yield Measured(
             "optimizer step, time against six arrays at copy bandwidth", size, took["soul"] / least, ("<=", 1.5),
             f"{took['soul'] * 1e3:.2f} ms against {least * 1e3:.2f} ms",
@@ -346,11 +348,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="whether it runs, not how fast")
     parser.add_argument("--only", choices=LINES, action="append", help="one line; may be given several times")
+    parser.add_argument("--size", choices=FULL.sizes, action="append", help="at this size; may be given several times")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "results" / "bench.md")
     args = parser.parse_args()
-    table = Table(args.out)
+    effort = SHORT if args.short else replace(FULL, sizes=tuple(args.size or FULL.sizes))
+    table = Table(args.out, short=args.short)
     for name in args.only or LINES:
-        for measured in LINES[name](SHORT if args.short else FULL):
+        for measured in LINES[name](effort):
             table.add(measured)
 
 
