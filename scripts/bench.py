@@ -209,13 +209,13 @@ def widened(batch: Batch, width: int) -> Batch:
 
 def padding(effort: Effort) -> Lines:
     for size in effort.sizes:
-        model, n = AnswerModel(language_model(size)), effort.batch
+        model, n = AnswerModel(language_model(size)), 2 * effort.batch
         data = pairs(size, 16 * n, 0)
         lengths = [len(row) for row in data]
         bucketed = epoch_batches(lengths, n, 0, 0)
         at_random = shuffled(len(data), 0, 0)
         in_order = [at_random[i : i + n] for i in range(0, len(data), n)]
-        few = max(1, effort.batches // 2)
+        few = max(1, effort.batches // 4)  # a long time each
 
         def run(batches: list[list[int]], width: int, model: Any = model, data: list[Prompted] = data) -> None:
             for indices in batches:
@@ -237,7 +237,7 @@ def padding(effort: Effort) -> Lines:
             yield Measured(
                 f"training on batches of like length against padding {what}", size, rate["bucketed"] / rate[name],
                 (">=", goal), f"{rate['bucketed']:.0f} against {rate[name]:.0f} tokens/s, batches of {n}",
-                "rows of this data differ too little in length" if name == "longest" else "",
+                "the generator's rows differ less in length than TOFU's" if name == "longest" else "",
             )  # fmt: skip
 
 
