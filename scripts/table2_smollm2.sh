@@ -8,9 +8,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[lm-eval]'
 out=outputs/table2_smollm2
-common="task=copyright model=smollm2_135m model.path=$1 output_dir=$out task.max_chunks=40 task.eval_chunks=20
+common="task=copyright model=smollm2_135m model.path=$1 output_dir=$out task.max_chunks=40 task.eval_chunks=12
   task.forget_books=[$(echo "$2"/oz01_*.txt)] task.retain_books=[$(echo "$2"/alice_*.txt)]
-  eval.lm_eval.tasks=[general] eval.lm_eval.data_dir=$3 eval.lm_eval.limit=${LIMIT:-10} eval.lm_eval.max_length=1024
+  eval.lm_eval.tasks=[general] eval.lm_eval.data_dir=$3 eval.lm_eval.limit=${LIMIT:-2} eval.lm_eval.max_length=1024
   train.epochs=3 train.batch_size=4 train.precision=bf16"
 soul-unlearn -m $common method=none,input_based
 soul-unlearn -m $common method=ga optim=adamw optim.lr=2e-5

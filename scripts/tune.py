@@ -80,18 +80,17 @@ def run(task: str, part: int, parts: int) -> None:
 
 
 def write(task: str) -> None:
+    from soul_cli.results import read_models
     from soul_cli.tasks import TASKS
-    from soul_cli.tasks.selection import value
 
     rows = []
     for file in folder(task).rglob("cell.json"):
-        models = json.loads((file.parent / "metrics.json").read_text())["models"]
-        numbers = {k: value(models, "this_run", k) for k in SHOWN[task]}
+        models = read_models(file.parent)
+        numbers = {k: models["this_run"][k].value for k in SHOWN[task]}
         if task == "tofu":
-            numbers["D"] = models["this_run"]["forget_quality"]["extra"]["D"]
-        rows.append(
-            {**json.loads(file.read_text()), "seed": SEED, "score": TASKS[task].selection_score(models), **numbers}
-        )
+            numbers["D"] = models["this_run"]["forget_quality"].extra["D"]
+        score = TASKS[task].selection_score(models)
+        rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score, **numbers})
     rows.sort(key=lambda r: (r["method"], r["optim"], -r["score"]))
     names = list(dict.fromkeys(k for r in rows for k in r))
     with (ROOT / "results" / f"tuning_{task}_embedded.csv").open("w", newline="") as f:

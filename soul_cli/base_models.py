@@ -11,43 +11,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from soul_cli.data.prompts import CHAT, TEMPLATES
+from soul_cli.models import Architecture
 from soul_cli.optim.build import AdamW, Muon
 from soul_cli.train import TrainConfig
 from soul_cli.types import UserError
 
 
 @dataclass
-class LoRA:
-    """Low-rank adapters on all linear layers but the head, merged into the weights afterwards (Hu et al. 2022)."""
-
-    r: int
-    alpha: int
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or self.alpha < 1:
-            raise UserError(f"lora.r={self.r}, lora.alpha={self.alpha}: must be 1 or more")
-        try:
-            import peft  # noqa: F401
-        except ImportError:
-            raise UserError("model.finetune.lora needs the extra 'lora': pip install 'soul-unlearn[lora]'") from None
-
-    def attach(self, lm: Any, seed: int) -> Any:
-        """Put adapters into lm, in place, and freeze the rest.  Returns the wrapper that can merge them."""
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(seed)
-        return get_peft_model(
-            lm, LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
-
-
-@dataclass
 class Recipe:
-    """How a pretrained model is fine-tuned (target and retain-trained alike).  lora=null: all weights."""
+    """How a pretrained model is fine-tuned (target and retain-trained alike)."""
 
     optim: AdamW
     train: TrainConfig
-    lora: LoRA | None
 
 
 @dataclass
@@ -56,8 +31,6 @@ class MuonRecipe:
 
     optim: Muon
     train: TrainConfig
-
-    lora: ClassVar[None] = None
 
 
 @dataclass
@@ -86,6 +59,7 @@ class HubModel(Model):
     path: str
     revision: str | None
     finetune: Recipe
+    architecture: Architecture | None  # for plans; null: unknown until the model is there
 
 
 @dataclass
@@ -113,6 +87,19 @@ class EmbeddedModel(Model):
         if self.hidden % (2 * self.heads):
             raise UserError(f"model.hidden={self.hidden}: must be a multiple of 2 * model.heads ({2 * self.heads})")
 
+    @property
+    def inner(self) -> int:
+        """Width of the MLP."""
+        return self.hidden * 8 // 3 // 16 * 16
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(
+            model_type="llama", hidden_size=self.hidden, num_hidden_layers=self.layers, num_attention_heads=self.heads,
+            num_key_value_heads=self.heads, intermediate_size=self.inner, vocab_size=self.vocab,
+            tie_word_embeddings=True, tokens_per_word=2.2,
+        )  # fmt: skip
+
     def initialise(self, texts: list[str], seed: int, out: Path) -> None:
         """Write an untrained model and a byte-level BPE of the texts as a Hugging Face folder."""
         tokenizer = train_tokenizer(texts, self.vocab, self.max_length)
@@ -121,7 +108,7 @@ class EmbeddedModel(Model):
             LlamaConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=self.hidden,
-                intermediate_size=self.hidden * 8 // 3 // 16 * 16,
+                intermediate_size=self.inner,
                 num_hidden_layers=self.layers,
                 num_attention_heads=self.heads,
                 max_position_embeddings=self.max_length,

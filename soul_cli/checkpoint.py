@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from soul_cli import cost
 from soul_cli.cache import publish, write_text
 from soul_cli.distributed import control, main, once, sharded
 
@@ -24,7 +25,8 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
 def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], records: list[dict[str, Any]]) -> None:
-    """Write work/checkpoint.  All processes call it."""
+    """Write work/checkpoint, with what was spent so far.  All processes call it."""
+    spent = cost.spent()
     folder = work / ".checkpoint"
     tensors, scalars, groups = _flatten(params, optimizers)
     once(lambda: _empty(folder))
@@ -35,19 +37,25 @@ def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], 
     elif main():
         save_file(tensors, folder / TENSORS)
 
+    content = {"groups": groups, "scalars": scalars, "records": records, "cost": spent}
+
     def finish() -> None:
-        write_text(folder / STATE, json.dumps({"groups": groups, "scalars": scalars, "records": records}))
+        write_text(folder / STATE, json.dumps(content))
         publish(folder, work / "checkpoint")
 
     once(finish)
 
 
 def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """Put the state of work/checkpoint in place and return its records; without one, none.  All processes call it."""
+    """Put the state of work/checkpoint in place, what was spent included, and return its records; without one, none.
+
+    All processes call it.
+    """
     folder = work / "checkpoint"
     if not once((folder / STATE).is_file):
         return []
     saved = json.loads((folder / STATE).read_text())
+    cost.resume(saved["cost"])
     tensors = _read(folder, params[0])
     with torch.no_grad():
         for i, p in enumerate(params):

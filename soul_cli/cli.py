@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -52,12 +53,12 @@ def main() -> None:
 def member(raw: DictConfig) -> str:
     """One run, alone or of a sweep; returns its folder.  An error of a sweep's member is shown here and raised."""
     join_submitit()
+    if raw.plan is True:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that reads it is imported
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from soul_cli import results
     from soul_cli.config import load
-    from soul_cli.run import run
     from soul_cli.screen import say
     from soul_cli.types import UserError
 
@@ -67,18 +68,30 @@ def member(raw: DictConfig) -> str:
     if sweeps:
         say(f"\nmember {hydra.job.num + 1}")
     try:
-        folder = run(load(raw))
+        config = load(raw)
+        if config.plan:
+            from soul_cli.outlook import outlook
+
+            print(outlook(config))
+            return ""
+        from soul_cli import results
+        from soul_cli.run import run
+
+        folder = run(config)
         if sweeps:
             say(f"written to {folder}")
         else:
             results.show(folder)
         return str(folder)
     except Exception as error:
+        known = str(error) if isinstance(error, UserError) else exhausted(error)
         if sweeps:
-            say_error(str(error) if isinstance(error, UserError) else traceback.format_exc())
+            say_error(known or traceback.format_exc())
             if processes() > 1:
                 sys.exit(2)  # others may be waiting for this process: the launcher ends them
-        raise
+        if known is None:
+            raise
+        raise UserError(known) from error
 
 
 def processes() -> int:
@@ -95,6 +108,23 @@ def join_submitit() -> None:
 
     if JobEnvironment().num_tasks > 1:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What to do where memory or a disk is full; None if it is something else."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"no space left on the disk of {error.filename or 'output_dir or cache_dir'}; what was finished is intact, "
+            "and the same command goes on from there once there is room (or with another output_dir and cache_dir)"
+        )
+    memory = "out of memory", "not enough memory", "alloc_cpu"  # the last two: torch's CPU allocator
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in memory):
+        return (
+            f"out of memory ({str(error).splitlines()[0][:160]}). What helps most: activation_checkpointing=true; "
+            "a smaller train.batch_size with as much more train.accumulation, eval.batch_tokens in evaluation; "
+            "offload=true, or parallel=fsdp on several GPUs. plan=true says what fits"
+        )
+    return None
 
 
 def explain(error: Exception) -> str:

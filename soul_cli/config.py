@@ -16,7 +16,7 @@ from soul_cli.cache import CONFIGS
 from soul_cli.methods import METHODS, Method
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
-from soul_cli.tasks.base import EvalConfig, Task
+from soul_cli.tasks.base import EpochEvalConfig, EvalConfig, Select, Task
 from soul_cli.train import TrainConfig
 from soul_cli.types import UserError
 
@@ -27,6 +27,8 @@ GROUPS: dict[str, Mapping[str, type]] = {
     "optim": OPTIMS,
     "model": MODELS,
 }
+# sections that have one schema
+SECTIONS = {"train": TrainConfig, "eval": EvalConfig, "epoch_eval": EpochEvalConfig}
 
 
 class Parallel(Enum):
@@ -46,6 +48,7 @@ class RunConfig:
     model: AnyModel
     train: TrainConfig
     eval: EvalConfig
+    epoch_eval: EpochEvalConfig
     seed: int
     target_seed: int
     force: bool
@@ -54,18 +57,34 @@ class RunConfig:
     cache_dir: str
     trackers: list[str]
     parallel: Parallel
+    offload: bool  # optimizer states in main memory, sharded parameters too
+    activation_checkpointing: bool
+    plan: bool  # print what the run needs, and end
+    gpu: str | None  # of the plan: a name in configs/gpus.yml; null: all of them
+    gpus: int  # of the plan
 
     # what changes where a result lies or how it is computed, not what it is
-    NOT_RESULT = ("force", "save_model", "output_dir", "cache_dir", "trackers", "parallel")
-    OF_TRAINING = ("optim", "train", "seed")
+    NOT_RESULT = (
+        "force", "save_model", "output_dir", "cache_dir", "trackers", "parallel", "offload", "activation_checkpointing",
+        "plan", "gpu", "gpus",
+    )  # fmt: skip
+    OF_TRAINING = ("train", "seed")
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
+        between = plain(self.epoch_eval) if self.evaluates_epochs else None
         ignored = self.NOT_RESULT if self.method.trains else self.NOT_RESULT + self.OF_TRAINING
-        return {k: v for k, v in self.plain().items() if k not in ignored} | {"eval": self.eval.identity()}
+        kept = {k: v for k, v in self.plain().items() if k not in ignored}
+        return kept | {"eval": self.eval.identity(), "epoch_eval": between}
+
+    @property
+    def evaluates_epochs(self) -> bool:
+        return self.method.optimizes and self.epoch_eval.every is not None
 
     def plain(self) -> dict[str, Any]:
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        """As plain values, but for an optimizer that has no effect."""
+        kept = (f.name for f in fields(self) if f.name != "optim" or self.method.optimizes)
+        return {name: plain(getattr(self, name)) for name in kept}
 
     @property
     def cache(self) -> Path:
@@ -94,20 +113,36 @@ def load(raw: DictConfig) -> RunConfig:
             raise UserError(f"the key {key!r} is missing in the configuration")
         if key in GROUPS:
             parts[key] = _typed(key, raw[key], _schema(key, raw[key]))
-        elif key in ("train", "eval"):
-            parts[key] = _typed(key, raw[key], {"train": TrainConfig, "eval": EvalConfig}[key])
+        elif key in SECTIONS:
+            parts[key] = _typed(key, raw[key], SECTIONS[key])
         else:
             parts[key] = raw[key]
-    for key, kind in {"seed": int, "target_seed": int, "force": bool, "save_model": bool}.items():
+    switches = ("force", "save_model", "offload", "activation_checkpointing", "plan")
+    for key, kind in (("seed", int), ("target_seed", int), ("gpus", int), *((key, bool) for key in switches)):
         if type(parts[key]) is not kind:
             raise UserError(f"{key}={parts[key]!r}: must be {'true or false' if kind is bool else 'a whole number'}")
+    if parts["gpus"] < 1:
+        raise UserError(f"gpus={parts['gpus']}: must be 1 or more")
     parts["trackers"] = list(parts["trackers"])
     if parts["parallel"] not in Parallel.__members__:
         raise UserError(f"parallel={parts['parallel']!r}: must be one of {', '.join(Parallel.__members__)}")
     parts["parallel"] = Parallel(parts["parallel"])
-    if parts["parallel"] is Parallel.fsdp and parts["model"].finetune.lora:
-        raise UserError("parallel=fsdp with model.finetune.lora: adapters are not sharded; use parallel=ddp")
-    return RunConfig(**parts)
+    config = RunConfig(**parts)
+    if config.parallel is Parallel.fsdp and config.method.one_shot:
+        raise UserError(
+            f"parallel=fsdp with method={config.method.name}: its curvature is that of whole parameters; "
+            "use parallel=ddp"
+        )
+    for where, train in {"model.finetune.train": config.model.finetune.train, "train": config.train}.items():
+        if train.lora and not config.plan:
+            train.lora.check()
+        if train.lora and config.parallel is Parallel.fsdp:
+            raise UserError(f"parallel=fsdp with {where}.lora: adapters are not sharded; use parallel=ddp")
+        if train is config.train and train.lora and config.epoch_eval.select is Select.best:
+            raise UserError("epoch_eval.select=best with train.lora: adapters are merged at the end; use select=last")
+        if train.lora and config.model.dtype == "float64" and train.lora.load_in_4bit:
+            raise UserError(f"{where}.lora.load_in_4bit=true with model.dtype=float64: take bfloat16 or float32")
+    return config
 
 
 def _schema(group: str, values: DictConfig) -> type:

@@ -157,8 +157,8 @@ def together(get: Callable[[Build], Path], build: Build) -> Path:
 
 def total(values: Tensor) -> Tensor:
     """Sum over the ranks, in place."""
-    if world() > 1:
-        dist.all_reduce(values)
+    if world() > 1:  # the default group may know GPUs only
+        dist.all_reduce(values, group=control() if values.device.type == "cpu" else None)
     return values
 
 
@@ -210,20 +210,22 @@ def total_gradients(params: Sequence[Tensor]) -> None:
 # --- sharded tensors (FSDP2) -------------------------------------------------------------------------------
 
 
-def shard(model: nn.Module, blocks: Collection[str], device: torch.device) -> None:
+def shard(model: nn.Module, blocks: Collection[str], device: torch.device, *, offload: bool = False) -> None:
     """Shard the parameters in place over all ranks along their first dimension, moving them to the device.
 
     blocks: class names of the modules that are gathered one at a time, the rest is gathered with the root.  Losses
     are normalised over all ranks, so gradients are summed, where FSDP2 by itself would average.
+    offload: parameters and gradients stay in main memory but for what is being computed with.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (world(),))
+    policy = CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy()
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(module, mesh=mesh, offload_policy=policy)
+    fully_shard(model, mesh=mesh, offload_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

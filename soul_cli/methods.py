@@ -7,6 +7,7 @@ whole step, so that gradient accumulation does not change the objective.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -46,11 +47,17 @@ class Method:
     name: str
 
     trains: ClassVar[bool] = True  # False: the model stays as it is
+    one_shot: ClassVar[bool] = False  # True: a step in closed form (soul_cli/influence.py) instead of the loop
     uses_forget: ClassVar[bool] = True
     uses_retain: ClassVar[bool] = True
     learns_refusal: ClassVar[bool] = False  # forget questions are answered with refusals
     uses_reference: ClassVar[bool] = False
     prompts: ClassVar[bool] = False  # evaluation gets the task's system prompt
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether the optimizer has any effect."""
+        return self.trains and not self.one_shot
 
     @property
     def weight(self) -> float:
@@ -160,6 +167,56 @@ class NPO(WithRetain):
         return npo(policy, reference, beta=self.beta).sum() / counts.rows
 
 
+class Solver(Enum):
+    diagonal = "diagonal"
+    cg = "cg"
+
+
+@dataclass
+class IU(Method):
+    """Influence unlearning: one step along the inverse curvature, no optimizer.  See soul_cli/influence.py.
+
+    damping counts in means of the curvature's diagonal, scales in steps of the influence function, tolerance in nats.
+    The line search tries first_scale, first_scale * scale_ratio, ... up to last_scale.
+    """
+
+    solver: Solver
+    damping: float
+    cg_steps: int
+    hessian_every: int
+    validation_share: float
+    first_scale: float
+    last_scale: float
+    scale_ratio: float
+    tolerance: float
+
+    one_shot: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < float("inf"):
+            raise UserError(f"method.damping={self.damping}: must be above 0")
+        for key in ("cg_steps", "hessian_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"method.{key}={getattr(self, key)}: must be 1 or more")
+        if not 0 < self.validation_share < 1:
+            raise UserError(f"method.validation_share={self.validation_share}: must be between 0 and 1")
+        if not 0 < self.first_scale <= self.last_scale < float("inf"):
+            raise UserError(
+                f"method.first_scale={self.first_scale}, method.last_scale={self.last_scale}: "
+                "must be above 0, and the first not above the last"
+            )
+        if not 1 < self.scale_ratio < float("inf"):
+            raise UserError(f"method.scale_ratio={self.scale_ratio}: must be above 1")
+        if not 0 <= self.tolerance < float("inf"):
+            raise UserError(f"method.tolerance={self.tolerance}: must be 0 or more")
+
+    @property
+    def scales(self) -> list[float]:
+        """The grid of the line search, rising."""
+        steps = math.log(self.last_scale / self.first_scale) / math.log(self.scale_ratio)
+        return [self.first_scale * self.scale_ratio**i for i in range(math.floor(steps + 1e-9) + 1)]
+
+
 METHODS: dict[str, type[Method]] = {
     "none": NoUnlearning,
     "input_based": InputBased,
@@ -168,4 +225,5 @@ METHODS: dict[str, type[Method]] = {
     "graddiff": GradDiff,
     "po": PO,
     "npo": NPO,
+    "iu": IU,
 }

@@ -205,6 +205,17 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return 0.0 if (array <= 0).any() else float(stats.hmean(array))
 
 
+def kept(now: float, original: float) -> float:
+    """now / original, at most 1; 1 where the original has nothing to keep."""
+    return min(1.0, now / original) if original > 0 else 1.0
+
+
+def nearness(now: float, floor: float, original: float) -> float:
+    """1 at the retain-trained model's value `floor`, 0 at the original's and at 0.  At most 1; all at least 0."""
+    scale = max(floor, original - floor if now > floor else floor)
+    return 1 - abs(now - floor) / scale if scale > 0 else float(now == floor)
+
+
 def bootstrap(*groups: object, statistic: object = None, draws: int = 1000) -> tuple[float, float]:
     """Percentile 95 % interval over questions; each group (N_i,) or (N_i, K) is resampled by rows on its own.
 

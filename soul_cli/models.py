@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from soul_cli.cache import file_digest
 from soul_cli.losses import token_logps, wide
@@ -54,24 +55,60 @@ def reference(path: str, cache_dir: Path, revision: str | None = None) -> ModelR
     return ModelRef(path, Path(config).parent.name)  # .../snapshots/<commit>/config.json
 
 
-def load(ref: ModelRef, device: Any, dtype: str = "float32") -> nn.Module:
-    """The causal language model of a reference, in eval mode.  Safetensors only, no remote code."""
-    local = os.path.isdir(ref.path)
-    revision = {} if local else {"revision": ref.digest}
+def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bool = False) -> nn.Module:
+    """The causal language model of a reference, in eval mode.  Safetensors only, no remote code.
+
+    load_in_4bit: linear layers but the head in NF4 with double quantisation (bitsandbytes), the rest in dtype.
+    """
+    kind = getattr(torch, dtype)
+    options: dict[str, Any] = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
+        )
+        options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            ref.path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **revision
+            ref.path, dtype=kind, use_safetensors=True, trust_remote_code=False, **options
         )
     except OSError as error:
         raise UserError(f"cannot load the model {ref.path!r}: {str(error).splitlines()[0]} {HUB_HELP}") from error
     return model.to(device).eval()
 
 
-def count_parameters(path: str) -> int:
-    """Parameters of a model by folder or hub id, from its configuration alone."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+@dataclass
+class Architecture:
+    """What a model is built of, in transformers' terms, so that it can be counted where its files are not at hand."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    tokens_per_word: float  # of its tokenizer, for plans
+
+    def lm_config(self) -> Any:
+        values = {k: v for k, v in vars(self).items() if k not in ("model_type", "tokens_per_word")}
+        return AutoConfig.for_model(self.model_type, **values)
+
+
+def untrained(config: Any, dtype: str) -> Any:
+    """A model of a transformers configuration, with random weights."""
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+
+
+def lm_config(path: str) -> Any:
+    """The configuration of a model by folder or hub id."""
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def count_parameters(config: Any) -> int:
+    """Parameters of a model, from its configuration alone."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = untrained(config, "float32")
     return sum(p.numel() for p in model.parameters())
 
 
@@ -81,6 +118,15 @@ def load_tokenizer(ref: ModelRef) -> Any:
         return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, **revision)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the tokenizer of {ref.path!r}: {str(error).splitlines()[0]}") from error
+
+
+def checkpoint_activations(lm: Any) -> None:
+    """Let training keep the input of each transformer block alone and compute what is inside anew in the backward."""
+    if not lm.supports_gradient_checkpointing:
+        raise UserError(f"activation_checkpointing=true: {type(lm).__name__} does not support it; set it to false")
+    # the reentrant kind allows neither a second backward through one forward nor torch.autograd.grad
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # transformers 6 renames it
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -110,17 +156,21 @@ class AnswerModel(nn.Module):
                 raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
         self.lm = lm
 
-    def forward(
-        self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
-    ) -> Predicted:
-        """labels: which tokens labels are drawn for (T,) and at which numbers (T,), see curvature.drawn_logps."""
-        hidden = self.lm.base_model(
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states at the answer positions, (T, D)."""
+        states = self.lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.mask,
             use_cache=False,
         ).last_hidden_state
-        hidden = hidden.flatten(0, 1)[batch.where]
+        return states.flatten(0, 1)[batch.where]
+
+    def forward(
+        self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
+    ) -> Predicted:
+        """labels: which tokens labels are drawn for (T,) and at which numbers (T,), see curvature.drawn_logps."""
+        hidden = self.hidden(batch)
         head = self.lm.get_output_embeddings()
 
         def score(logits: Tensor, targets: Tensor) -> list[Tensor]:

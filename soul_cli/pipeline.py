@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from soul_cli import models
+from soul_cli import cost, models
 from soul_cli.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.cache import Cache, code_digest, digest, read_json, read_lines, write_text
 from soul_cli.config import Parallel, RunConfig, plain
@@ -23,20 +23,23 @@ from soul_cli.data.generator import generate_authors
 from soul_cli.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
 from soul_cli.evaluate import general
 from soul_cli.evaluate.likelihood import score
-from soul_cli.methods import Finetune, Method
+from soul_cli.influence import Influence
+from soul_cli.methods import IU, Finetune, Method
 from soul_cli.models import AnswerModel, ModelRef
 from soul_cli.optim.build import Optim
-from soul_cli.screen import Bar, bar
+from soul_cli.screen import Bar, Line, bar
 from soul_cli.tasks.base import TaskData
 from soul_cli.train import TrainConfig, TrainData, Trainer
-from soul_cli.types import QA, Prompted, Row
+from soul_cli.types import QA, Prompted, Row, UserError
 
+COST = "cost.json"  # in a cache entry: what it cost to make
 LIBRARIES = ("torch", "transformers", "tokenizers")
-# source files that determine a model's weights, and those that determine rows
+# source files that determine the weights of fine-tuned models, those of unlearned ones, and those that determine rows
 TRAINING = (
-    "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "base_models.py",
-    "optim", "data",
+    "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "adapters.py",
+    "base_models.py", "optim", "data",
 )  # fmt: skip
+UNLEARNING = (*TRAINING, "influence.py")
 EVALUATION = ("distributed.py", "losses.py", "metrics.py", "models.py", "tasks", "evaluate", "data")
 
 
@@ -55,6 +58,7 @@ class Pipeline:
     data: TaskData
     cache: Cache
     accelerator: Accelerator
+    ledger: cost.Ledger = field(default_factory=cost.Ledger)
 
     # --- models --------------------------------------------------------------------------------------------
 
@@ -73,14 +77,26 @@ class Pipeline:
     def _given(self, path: str, revision: str | None = None) -> ModelRef:
         return once(lambda: models.reference(path, self.cache.root, revision))
 
-    def _entry(self, kind: str, key: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
-        return together(partial(self.cache.get, kind, key), build)
+    def _entry(self, phase: str, kind: str, key: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
+        """A cache entry, made where it is missing.  What it cost is kept with it and noted as that of the phase."""
+        made = []
+
+        def measured(work: Path, out: Path) -> None:
+            with cost.measure():
+                build(work, out)
+                made.append(cost.spent())
+            if main():
+                write_text(out / COST, json.dumps(made[0]))
+
+        path = together(partial(self.cache.get, kind, key), measured)
+        self.ledger.note(phase, once(lambda: read_json(path / COST, {})), cached=not made)
+        return path
 
     def target(self) -> ModelRef:
         """The model that has learned everything."""
         if self.config.task.target_model:
             return self._given(self.config.task.target_model)
-        return self._finetuned(self.base(), self.data.full, "target model")
+        return self._finetuned("target_model", self.base(), self.data.full, "target model")
 
     def retain_trained(self) -> ModelRef | None:
         """The model that never saw the forget set; None where there is none to be had without the base model."""
@@ -89,7 +105,7 @@ class Pipeline:
             return self._given(task.retain_model)
         if task.retain_rows or not self.needs_base():
             return None
-        return self._finetuned(self.base(), self.data.retain, "retain-trained model")
+        return self._finetuned("retain_model", self.base(), self.data.retain, "retain-trained model")
 
     def missing(self) -> set[str]:
         """Which of base, target and retain are still to be trained."""
@@ -132,7 +148,7 @@ class Pipeline:
             with bar("base model, trained from scratch") as progress:
                 self._finetune(ModelRef(str(untrained), ""), rows, model.base, work, out, progress)
 
-        return ModelRef(str(self._entry("models", key, build)), digest(key))
+        return ModelRef(str(self._entry("base_model", "models", key, build)), digest(key))
 
     def _base_rows(self, model: EmbeddedModel) -> list[QA]:
         """Generated authors for the style, none of the benchmark, and what must be known beside it."""
@@ -144,7 +160,7 @@ class Pipeline:
         rows = digest([(qa.question, qa.answer) for qa in [*self._base_rows(model), *self.data.retain]])
         return {"model": settings, "rows": rows, "seed": self.config.target_seed, **self._code(TRAINING)}
 
-    def _finetuned(self, base: ModelRef, rows: list[QA], label: str) -> ModelRef:
+    def _finetuned(self, phase: str, base: ModelRef, rows: list[QA], label: str) -> ModelRef:
         """The base model fine-tuned on rows: target model (full set) or retain-trained model."""
         rows = self._finetune_rows(rows)
         key = self._finetune_key(base, rows)
@@ -153,7 +169,7 @@ class Pipeline:
             with bar(f"{label}, fine-tuned on {len(rows)} pairs") as progress:
                 self._finetune(base, rows, self.config.model.finetune, work, out, progress)
 
-        return ModelRef(str(self._entry("models", key, build)), digest(key))
+        return ModelRef(str(self._entry(phase, "models", key, build)), digest(key))
 
     def _finetune_rows(self, rows: list[QA]) -> list[QA]:
         return rows + self.data.rehearsed if isinstance(self.config.model, EmbeddedModel) else rows
@@ -172,15 +188,14 @@ class Pipeline:
     def _finetune(
         self, base: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
     ) -> None:
-        lm, encoder = self.load(base, "cpu"), self.encoder(base)
-        adapters = recipe.lora.attach(lm, self.config.target_seed) if recipe.lora else None
-        data = TrainData(forget=None, retain=Pairs(encoder, rows))
-        self.train(lm, data, Finetune("finetune"), recipe.optim, recipe.train, self.config.target_seed, work, progress)
-        save(adapters.merge_and_unload() if adapters else lm, encoder, out)
+        encoder = self.encoder(base)
+        data, method = TrainData(forget=None, retain=Pairs(encoder, rows)), Finetune("finetune")
+        lm, _ = self.train(base, data, method, recipe.optim, recipe.train, self.config.target_seed, work, progress)
+        save(lm, encoder, out)
 
     def train(
         self,
-        lm: Any,
+        ref: ModelRef,
         data: TrainData,
         method: Method,
         optim: Optim,
@@ -188,10 +203,26 @@ class Pipeline:
         seed: int,
         work: Path,
         progress: Bar,
-    ) -> list[dict[str, Any]]:
-        """Train lm, which may lie on the CPU; with parallel=fsdp it is sharded from then on."""
+        after_epoch: Callable[[Any, int], None] | None = None,
+    ) -> tuple[Any, list[dict[str, Any]]]:
+        """-> the model of the reference, trained (and sharded, with parallel=fsdp), and one record a step.
+
+        after_epoch: see Trainer.train; it gets the model too.
+        """
         sharded = self.config.parallel is Parallel.fsdp and world() > 1
-        trainer = Trainer(lm, data, method, optim, config, seed, self.accelerator, sharded=sharded)
+        if self.config.offload and world() > 1 and not sharded:
+            raise UserError(
+                "offload=true on several processes, each with all states: use parallel=fsdp, which shards them"
+            )
+        lora = config.lora
+        in_4bit = lora is not None and lora.load_in_4bit
+        device = self.accelerator.device if in_4bit else "cpu"  # sharded, no device need hold all of it
+        lm = models.load(ref, device, self.config.model.dtype, load_in_4bit=in_4bit)
+        adapters = lora.attach(lm, seed) if lora else None
+        trainer = Trainer(
+            lm, data, method, optim, config, seed, self.accelerator, sharded=sharded, offload=self.config.offload,
+            activation_checkpointing=self.config.activation_checkpointing,
+        )  # fmt: skip
 
         def show(done: int, total: int, record: dict[str, float]) -> None:
             losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
@@ -199,7 +230,14 @@ class Pipeline:
             if self.accelerator.trackers:
                 self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
 
-        return trainer.train(work, show)
+        records = trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+        return (lora.merge(adapters, lambda: self.load(ref, "cpu")) if lora else lm), records
+
+    def influence(self, ref: ModelRef, data: TrainData, method: IU, progress: Bar) -> tuple[Any, list[dict[str, Any]]]:
+        """-> the model of the reference after the one step of method=iu, and the step's record."""
+        lm = self.load(ref, "cpu")
+        run = Influence(lm, data, method, self.config.train, self.config.seed, self.accelerator)
+        return lm, run.unlearn(lambda done, total, what: progress.to("", done, total, what))
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
@@ -251,11 +289,11 @@ class Pipeline:
             if main():
                 write_text(out / "logps.json", json.dumps(logps))
 
-        return json.loads((self._entry("reference", key, build) / "logps.json").read_text())
+        return json.loads((self._entry("reference", "reference", key, build) / "logps.json").read_text())
 
     # --- evaluation ----------------------------------------------------------------------------------------
 
-    def rows(self, ref: ModelRef, label: str, system: str = "") -> list[Row]:
+    def rows(self, phase: str, ref: ModelRef, label: str, system: str = "") -> list[Row]:
         """Rows of a model that is in the cache or on the hub, computed once."""
         key = self._rows_key(ref, system)
 
@@ -265,7 +303,7 @@ class Pipeline:
             if main():
                 write_rows(out / "rows.jsonl", rows)
 
-        return read_lines(self._entry("rows", key, build) / "rows.jsonl")
+        return read_lines(self._entry(phase, "rows", key, build) / "rows.jsonl")
 
     def _rows_key(self, ref: ModelRef, system: str) -> dict[str, Any]:
         model = self.config.model
@@ -278,36 +316,47 @@ class Pipeline:
             **self._code(EVALUATION),
         }
 
-    def splits(self) -> dict[str, list[QA]]:
-        limit = self.config.eval.limit
-        return {name: items[:limit] for name, items in self.data.splits.items()}
+    def splits(self, limit: int | None = None) -> dict[str, list[QA]]:
+        """The questions of each split.  limit: at most so many, where eval.limit leaves more."""
+        most = min((n for n in (self.config.eval.limit, limit) if n is not None), default=None)
+        return {name: items[:most] for name, items in self.data.splits.items()}
 
-    def evaluate(self, load: Callable[[], Any], encoder: Encoder, work: Path, progress: Bar) -> list[Row]:
-        """Rows of all splits, then lm-eval's.  Each part is kept in `work` as soon as it is done."""
+    def evaluate(
+        self, load: Callable[[], Any], encoder: Encoder, work: Path, progress: Bar | Line, limit: int | None = None
+    ) -> list[Row]:
+        """Rows of all splits, then lm-eval's.  Each part is kept in `work` as soon as it is done.
+
+        limit: rows a split, without lm-eval.
+        """
         rows: list[Row] = []
         lm = None
-        for part, compute in self._parts(encoder):
+        for part, compute in self._parts(encoder, limit):
             path = work / f"rows_{part}.json"
-            some = once(partial(read_json, path, None))
-            if some is None:
+            kept = once(partial(read_json, path, None))
+            if kept is None:
                 lm = load() if lm is None else lm
 
                 def show(what: str, done: int, total: int, part: str = part) -> None:
                     progress.to(f"{part}, {what}", done, total)
 
-                some = compute(lm, progress=show)
+                with cost.measure():
+                    cost.count(parameter_bytes=cost.tensor_bytes(lm.parameters()))
+                    kept = {"rows": compute(lm, progress=show), "cost": cost.spent()}
                 if main():
-                    write_text(path, json.dumps(some))
-            rows += some
+                    write_text(path, json.dumps(kept))
+            cost.resume(kept["cost"])
+            rows += kept["rows"]
         for i, row in enumerate(row for row in rows if row["split"] == general.SPLIT):
             row["index"] = i
         return rows
 
-    def _parts(self, encoder: Encoder) -> Iterator[tuple[str, Callable[..., list[Row]]]]:
+    def _parts(self, encoder: Encoder, limit: int | None) -> Iterator[tuple[str, Callable[..., list[Row]]]]:
         """Name and evaluation (of a model, to rows) of each part: the task's splits, lm-eval's tasks."""
         config = self.config.eval
-        for split, items in self.splits().items():
+        for split, items in self.splits(limit).items():
             yield split, partial(self._split, encoder=encoder, split=split, items=items)
+        if limit is not None:
+            return
         about = {"tokenizer": encoder.tokenizer, "config": config.lm_eval, "system": encoder.system}
         for name in config.lm_eval.names():
             compute = partial(general.evaluate, name=name, **about)

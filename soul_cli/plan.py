@@ -11,7 +11,7 @@ import torch
 from soul_cli.base_models import EmbeddedModel, HubModel
 from soul_cli.config import RunConfig
 from soul_cli.distributed import world
-from soul_cli.models import count_parameters
+from soul_cli.models import count_parameters, lm_config
 from soul_cli.pipeline import Pipeline
 from soul_cli.tasks.base import TaskData
 
@@ -23,7 +23,6 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     """The header printed before anything costly happens."""
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
-    what = f"{config.method.name} with {config.optim.name}" if config.method.trains else config.method.name
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
     splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
     general = ", ".join(config.eval.lm_eval.names())
@@ -32,9 +31,10 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
-        f"unlearn  {what}"
-        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.trains else ""),
+        f"unlearn  {what(config)}"
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.optimizes else ""),
         f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
+        *([between(config, pipe)] if config.evaluates_epochs else []),
         f"device   {pipe.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
@@ -42,13 +42,26 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
     return "\n".join(lines)
 
 
+def between(config: RunConfig, pipe: Pipeline) -> str:
+    """The header's line on evaluation during unlearning."""
+    settings = config.epoch_eval
+    count = sum(map(len, pipe.splits(settings.limit).values()))
+    kept = f"{settings.select.value} epoch kept"
+    return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
+
+
+def what(config: RunConfig) -> str:
+    """The method, and the optimizer where it has one."""
+    method = config.method
+    return f"{method.name} with {config.optim.name}" if method.optimizes else method.name
+
+
 def parameters(config: RunConfig) -> int:
     """Parameters of the model that is unlearned, counted without weights."""
     m = config.model
     if config.task.target_model or isinstance(m, HubModel):
-        return count_parameters(config.task.target_model or m.path)  # type: ignore[union-attr]
-    inner = m.hidden * 8 // 3 // 16 * 16
-    return m.vocab * m.hidden + m.layers * (4 * m.hidden**2 + 3 * m.hidden * inner + 2 * m.hidden) + m.hidden
+        return count_parameters(lm_config(config.task.target_model or m.path))  # type: ignore[union-attr]
+    return count_parameters(m.architecture.lm_config())
 
 
 def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:

@@ -75,23 +75,34 @@ def write_metrics(
     config: dict[str, Any],
     models: dict[str, dict[str, Metric]],
     absent: dict[str, dict[str, str]],
-    seconds: dict[str, float],
+    cost: dict[str, dict[str, Any]],
+    epoch: dict[str, Any] | None,
     headline: list[str],
 ) -> None:
-    """Last file of a run: where it stands, the run is finished."""
+    """Last file of a run: where it stands, the run is finished.
+
+    epoch: whose weights these are, where epochs were evaluated.
+    """
     content = {
         "key": key,
         "task": config["task"]["name"],
         "method": config["method"]["name"],
-        "optim": config["optim"]["name"],
+        "optim": config["optim"]["name"] if "optim" in config else "",
         "seed": config["seed"],
         "target_seed": config["target_seed"],
         "headline": headline,
         "models": {name: {k: asdict(v) for k, v in some.items()} for name, some in models.items()},
         "absent": absent,
-        "seconds": seconds,
+        "cost": cost,
+        "epoch_eval": epoch,
     }
     write_text(folder / "metrics.json", json.dumps(content, indent=1))
+
+
+def read_models(folder: Path) -> dict[str, dict[str, Metric]]:
+    """Model -> metric -> its value and all else that metrics.json says of it."""
+    models = json.loads((folder / "metrics.json").read_text())["models"]
+    return {name: {k: Metric(**fields) for k, fields in some.items()} for name, some in models.items()}
 
 
 def number(metric: dict[str, Any] | None) -> str:
@@ -105,8 +116,8 @@ def show(folder: Path) -> None:
     """Print the table of a finished run and three answers side by side."""
     content = json.loads((folder / "metrics.json").read_text())
     models = content["models"]
-    trained = [content["optim"], f"seed {content['seed']}"] if (folder / "train.jsonl").is_file() else []
-    title = " · ".join([content["task"], content["method"], *trained])
+    seed = f"seed {content['seed']}" if (folder / "train.jsonl").is_file() else ""
+    title = " · ".join(filter(None, [content["task"], content["method"], content["optim"], seed]))
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     table.add_column("metric", no_wrap=True)
     for name in models:
@@ -125,8 +136,34 @@ def show(folder: Path) -> None:
     say("Intervals: bootstrap over the questions of the last column (lm-eval: 1.96 standard errors).")
     for key, reason in content["absent"].get("this_run", {}).items():
         say(f"absent: {key} ({reason})")
+    show_epoch(content["epoch_eval"])
+    show_cost(content["cost"])
     show_answers(folder, list(models))
     say(f"written to {folder}")
+
+
+def show_epoch(epoch: dict[str, Any] | None) -> None:
+    """Which epoch's weights were evaluated in full."""
+    if epoch is not None:
+        score = "" if epoch["score"] is None else f", selection score {epoch['score']:.3f} on a few rows"
+        say(
+            f"weights of epoch {epoch['epoch']} ({epoch['select']} of epochs {', '.join(map(str, epoch['of']))}){score}"
+        )
+
+
+def show_cost(cost: dict[str, dict[str, Any]]) -> None:
+    """A line for what this run did, one for what it found in the cache."""
+    own, found = [], []
+    for phase, spent in cost.items():
+        words = f"{phase.replace('_', ' ')} {spent['seconds']:.1f} s"
+        sizes = {"peak memory": spent["peak_memory_bytes"], "optimizer states": spent["optimizer_state_bytes"]}
+        if spent["cached"]:
+            found.append(words)
+        else:
+            own.append(words + "".join(f", {name} {size / 1e6:,.0f} MB" for name, size in sizes.items() if size))
+    for title, some in (("cost: ", own), ("cached, cost when made: ", found)):
+        if some:
+            say(title + "; ".join(some))
 
 
 def show_answers(folder: Path, models: list[str], count: int = 3) -> None:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
-from soul_cli import results
-from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256
+from soul_cli import cost, results
+from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
+from soul_cli.epochs import BEST, EpochEvaluation
 from soul_cli.evaluate import general
+from soul_cli.methods import IU
 from soul_cli.models import ModelRef
-from soul_cli.pipeline import EVALUATION, TRAINING, Pipeline, save, versions, write_rows
-from soul_cli.plan import describe
+from soul_cli.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
+from soul_cli.plan import describe, what
 from soul_cli.screen import Bar, bar, say
+from soul_cli.tasks.base import Select
 from soul_cli.types import Metric, Row, UserError
 
-WORK = "work"  # in a run folder, until the run is finished: checkpoints, the unlearned model, finished splits
+WORK = "work"  # in a run folder, until the run is finished: checkpoints, the unlearned model, finished splits, costs
+OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epochs were evaluated
 
 
 def run(config: RunConfig) -> Path:
@@ -38,7 +40,7 @@ def run(config: RunConfig) -> Path:
             "data": data.digest,
             "models": [ref.digest for ref in pipe.ready()],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            "code": code_digest(*TRAINING, *EVALUATION),
+            "code": code_digest(*UNLEARNING, *EVALUATION),
             "versions": versions(),
         }
     )
@@ -66,7 +68,9 @@ def check_trackers(names: list[str]) -> None:
 
 def run_folder(config: RunConfig, key: str) -> Path:
     name = f"{config.method.name}-{config.optim.name}-seed{config.seed}-{key[:8]}"
-    if not config.method.trains:
+    if config.method.one_shot:
+        name = f"{config.method.name}-seed{config.seed}-{key[:8]}"
+    elif not config.method.trains:
         name = f"{config.method.name}-{key[:8]}"
     return Path(config.output_dir).expanduser() / config.task.name / name
 
@@ -87,34 +91,28 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     if config.trackers:
         pipe.accelerator.project_configuration.set_directories(str(folder))
         pipe.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
-    seconds: dict[str, float] = {}
+    pipe.ledger = cost.Ledger(folder / WORK / "cost.json")
     rows: dict[str, list[Row]] = {}
 
-    with timed(seconds, "target_model"):
-        target = pipe.target()
-    with timed(seconds, "retain_model"):
-        retain = pipe.retain_trained()
-    with timed(seconds, "evaluate_original"):
-        rows["original"] = pipe.rows(target, "the original model")
-    with timed(seconds, "evaluate_retain_trained"):
-        kept = read_lines(rows_of(task.retain_rows)) if task.retain_rows else None
-        if retain is not None:
-            kept = pipe.rows(retain, "the retain-trained model")
-        if kept is not None:
-            rows["retain_trained"] = kept
+    target = pipe.target()
+    retain = pipe.retain_trained()
+    rows["original"] = pipe.rows("evaluate_original", target, "the original model")
+    if retain is not None:
+        rows["retain_trained"] = pipe.rows("evaluate_retain_trained", retain, "the retain-trained model")
+    elif task.retain_rows:
+        rows["retain_trained"] = read_lines(rows_of(task.retain_rows))
     if config.method.prompts:
         say(f"system prompt: {data.system_prompt}")
-        with timed(seconds, "evaluate"):
-            rows["this_run"] = pipe.rows(target, "the prompted model", data.system_prompt)
+        rows["this_run"] = pipe.rows("evaluate", target, "the prompted model", data.system_prompt)
     elif config.method.trains:
-        rows["this_run"] = _unlearn(pipe, target, folder, seconds)
+        rows["this_run"] = _unlearn(pipe, target, folder, rows)
 
-    once(lambda: _write(pipe, folder, key, rows, seconds))
+    once(lambda: _write(pipe, folder, key, rows))
     for tracker in pipe.accelerator.trackers:
         tracker.finish()
 
 
-def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]], seconds: dict[str, float]) -> None:
+def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]]) -> None:
     config, task = pipe.config, pipe.config.task
     for name, some in rows.items():
         write_rows(folder / results.rows_file(name), some)
@@ -124,22 +122,27 @@ def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]], s
         summaries[name], absent[name] = task.summarise(
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
-    results.write_metrics(folder, key, config.plain(), summaries, absent, seconds, task.headline())
+    outcome = read_json(folder / WORK / OUTCOME, None)
+    results.write_metrics(folder, key, config.plain(), summaries, absent, pipe.ledger.phases, outcome, task.headline())
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
-def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, float]) -> list[Row]:
-    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends."""
+def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
+    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends.
+
+    others: rows of the original and the retain-trained model.
+    """
     config = pipe.config
     work = folder / WORK
     model = work / "model"
     if not once(model.is_dir):
         set_seed(config.seed)
-        with timed(seconds, "unlearn"), bar(f"unlearning, {config.method.name} with {config.optim.name}") as progress:
-            _train(pipe, target, folder, progress)
-    with timed(seconds, "evaluate"), bar("evaluating the unlearned model") as progress:
+        with cost.measure(), bar(f"unlearning, {what(config)}") as progress:
+            _train(pipe, target, folder, others, progress)
+    with cost.measure(), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(model), "")
         rows = pipe.evaluate(lambda: pipe.load(unlearned), pipe.encoder(unlearned), work, progress)
+        pipe.ledger.note("evaluate", cost.spent(), cached=False)
 
     def keep() -> None:
         shutil.rmtree(folder / "model", ignore_errors=True)
@@ -151,17 +154,32 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, seconds: dict[str, 
     return rows
 
 
-def _train(pipe: Pipeline, target: ModelRef, folder: Path, progress: Bar) -> None:
+def _train(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]], progress: Bar) -> None:
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
     config, work = pipe.config, folder / WORK
-    temporary = work / ".model"
-    lm, data = pipe.load(target, "cpu"), pipe.unlearning_data(target, config.method)
-    records = pipe.train(lm, data, config.method, config.optim, config.train, config.seed, work, progress)
+    temporary, encoder = work / ".model", pipe.encoder(target)
+    data = pipe.unlearning_data(target, config.method)
+    between = EpochEvaluation(pipe, folder, work, encoder, others, progress) if config.evaluates_epochs else None
+    if isinstance(config.method, IU):
+        lm, records = pipe.influence(target, data, config.method, progress)
+    else:
+        lm, records = pipe.train(
+            target, data, config.method, config.optim, config.train, config.seed, work, progress, between
+        )
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
-    save(lm, pipe.encoder(target), temporary)
+    if between is not None:
+        outcome = once(between.outcome)
+        pipe.ledger.note("evaluate_epochs", between.spent(), cached=False)
+    if between is not None and config.epoch_eval.select is Select.best:
+        temporary = work / BEST
+    else:
+        save(lm, encoder, temporary)
+    pipe.ledger.note("unlearn", cost.spent(), cached=False)
 
     def publish() -> None:
         results.write_steps(folder, records)
+        if between is not None:
+            write_text(work / OUTCOME, json.dumps(outcome))
         temporary.rename(work / "model")
         shutil.rmtree(work / "checkpoint", ignore_errors=True)
 
@@ -178,10 +196,3 @@ def rows_of(given: str) -> Path:
         if file.is_file():
             return file
     raise UserError(f"task.retain_rows={given}: no such file (a rows.jsonl, or a run folder)")
-
-
-@contextmanager
-def timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - began, 1)

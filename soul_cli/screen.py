@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -34,6 +35,21 @@ class Bar:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
         self.progress.update(self.tasks[name], completed=done, total=total, note=note)
+
+    def line(self, label: str) -> Line:
+        """One line for work of many parts."""
+        return Line(self, label)
+
+
+@dataclass
+class Line:
+    """A line of a bar that shows one part after the other."""
+
+    bar: Bar
+    label: str
+
+    def to(self, part: str, done: int, total: int, note: str = "") -> None:
+        self.bar.to(self.label, done, total, part)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ the task's selection score, and that one runs on the seeds to report.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ class Outcome:
     """What became of a member: its run folder, or why there is none."""
 
     member: Member
-    folder: Path | None
+    folder: Path | None  # OUTPUT_DIR/TASK/RUN
     error: str = ""
 
 
@@ -147,6 +146,7 @@ def best(outcomes: Iterable[Outcome]) -> list[Member]:
 
     A setting that failed on a seed, as one that diverges, scores 0 there.
     """
+    from soul_cli.results import read_models
     from soul_cli.tasks import TASKS
 
     cells: dict[tuple[str, ...], dict[Setting, list[float]]] = {}
@@ -155,8 +155,7 @@ def best(outcomes: Iterable[Outcome]) -> list[Member]:
         setting: Setting = tuple(without(o.member, "seed").items())
         score = 0.0
         if o.folder is not None:
-            content = json.loads((o.folder / "metrics.json").read_text())
-            score = TASKS[content["task"]].selection_score(content["models"])
+            score = TASKS[o.folder.parent.name].selection_score(read_models(o.folder))
         cells.setdefault(cell, defaultdict(list))[setting].append(score)
     chosen = []
     for scores in cells.values():

@@ -23,15 +23,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli import checkpoint
+from soul_cli import checkpoint, cost
+from soul_cli.adapters import LoRA
 from soul_cli.cache import read_json
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
 from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
 from soul_cli.losses import sum_by, wide
 from soul_cli.methods import Answers, Counts, Method
-from soul_cli.models import AnswerModel, Predicted, autocast
+from soul_cli.models import AnswerModel, Predicted, autocast, checkpoint_activations
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
-from soul_cli.optim.curvature import GaussNewtonBartlett, scramble, uniforms
+from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, scramble
+from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import pieces
 from soul_cli.types import Batch, Prompted, UserError
 
@@ -51,7 +53,9 @@ class TrainConfig:
     warmup: float  # share of the steps
     decay: str  # linear: to 0 at the end; constant
     clip: float  # global gradient norm; 0: off
-    precision: str  # bf16: autocast; no: float32
+    precision: str  # bf16: autocast; no: the weights' own
+    master_weights: bool  # step bfloat16 weights in float32
+    lora: LoRA | None  # null: train all weights
     checkpoint_steps: int
 
     def __post_init__(self) -> None:
@@ -102,9 +106,9 @@ class Phase:
     retain_weight: float
 
 
-def build_phases(method: Method, optim: Optim, model: nn.Module) -> list[Phase]:
+def build_phases(method: Method, optim: Optim, model: nn.Module, masters: Masters) -> list[Phase]:
     def optimizer() -> Optimizer:
-        return optim.build(parameter_groups(model, optim.weight_decay))
+        return optim.build(masters.groups(parameter_groups(model, optim.weight_decay)))
 
     both = method.uses_forget and method.needs_retain
     if both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating:
@@ -130,18 +134,28 @@ class Trainer:
         accelerator: Accelerator,
         *,
         sharded: bool = False,
+        offload: bool = False,
+        activation_checkpointing: bool = False,
     ):
-        """sharded: spread the parameters over the processes (in place: lm is sharded from then on)."""
+        """sharded: spread the parameters over the processes (in place: lm is sharded from then on).
+
+        offload: optimizer states in main memory, sharded parameters too.  activation_checkpointing: keep the input of
+        each block alone for the backward, which computes the rest again.  Neither changes what is computed.
+        """
         self.device, self.data, self.method, self.optim = accelerator.device, data, method, optim
         self.config, self.seed, self.sharded = config, seed, sharded
         self.model = AnswerModel(lm.train())
+        if activation_checkpointing:
+            checkpoint_activations(lm)
         if sharded:
-            shard(self.model, self.model.lm._no_split_modules or (), self.device)
+            shard(self.model, self.model.lm._no_split_modules or (), self.device, offload=offload)
         else:
             self.model.to(self.device)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.phases = build_phases(method, optim, self.model)
-        self.start = [p.detach().clone() for p in self.params]  # for the distance travelled
+        self.masters = Masters(self.params, wide=config.master_weights, offload=offload and not sharded)
+        self.phases = build_phases(method, optim, self.model, self.masters)
+        pairs = zip(self.params, self.masters.weights, strict=True)
+        self.start = [p.detach().to(w.device, copy=True) for p, w in pairs]  # for the distance travelled
         self.plans = [self._plan(epoch) for epoch in range(config.epochs)]
         self.total = sum(map(len, self.plans))
 
@@ -174,10 +188,11 @@ class Trainer:
                 error.half_step = phase is not self.phases[0]
                 raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
-        pairs = zip(self.params, self.start, strict=True)
-        some = (piece for p, s in pairs for piece in pieces(local(p.detach()), local(s)))
+        weights = self.masters.weights
+        pairs = zip(weights, self.start, strict=True)
+        some = (piece for w, s in pairs for piece in pieces(local(w.detach()), local(s)))
         moved = (wide(new) - wide(old) for new, old in some)  # one at a time in memory
-        return record | {"displacement": norm(moved, self.params[0])}
+        return record | {"displacement": norm(moved, weights[0])}
 
     def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
         counts = (
@@ -225,17 +240,20 @@ class Trainer:
         if share.retain:
             terms[1] = self.method.retain_loss(Answers(logps[n:], tokens[n:], None), counts[1])
         (terms[0] + phase.retain_weight * terms[1]).backward()
+        cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
         return [float(t.detach()) for t in terms]
 
     def _predict(self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None) -> Predicted:
+        cost.count(forward_passes=1)
         with autocast(self.device, self.config.precision):
             return self.model(batch, labels)
 
     def _update(self, phase: Phase, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
         if not self.sharded:
             total_gradients(self.params)
-        grads = [p.grad for p in self.params if p.grad is not None]
-        size = norm(grads, self.params[0])
+        self.masters.take_gradients()
+        grads = [w.grad for w in self.masters.weights if w.grad is not None]
+        size = norm(grads, self.masters.weights[0])
         if not math.isfinite(size):
             raise NotFiniteError(f"the gradient norm is {size}")
         ratio = min(1.0, self.config.clip / (size + 1e-6)) if self.config.clip else 1.0
@@ -245,11 +263,12 @@ class Trainer:
             phase.optimizer.update_hessian(curvature.estimates())  # type: ignore[attr-defined]
         phase.optimizer.step()
         phase.optimizer.zero_grad()
+        self.masters.give_weights()
         return {"grad_norm": size, "clip_factor": ratio, **getattr(phase.optimizer, "stats", {})}
 
     def _curvature(self, index: int) -> GaussNewtonBartlett | None:
         if isinstance(self.optim, SoulConfig) and index % self.optim.hessian_every == 0:
-            return GaussNewtonBartlett(self.params)
+            return GaussNewtonBartlett(self.params, self.masters.weights)
         return None
 
     def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
@@ -263,10 +282,7 @@ class Trainer:
         keep = [wanted is not HessianData.retain] * len(share.forget)
         keep += [wanted is not HessianData.forget] * len(share.retain)
         owner = batch.owner.cpu()
-        sizes = torch.bincount(owner, minlength=batch.answers)
-        positions = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
-        keys = torch.tensor(share.keys or (0,))[owner]
-        return torch.tensor(keep or [False])[owner], uniforms(self.seed, index, keys, positions)
+        return torch.tensor(keep or [False])[owner], answer_uniforms(self.seed, index, share.keys or (0,), owner)
 
     @staticmethod
     def _counts(rows: list[Prompted]) -> Counts:
@@ -274,10 +290,22 @@ class Trainer:
 
     # --- the run -------------------------------------------------------------------------------------------
 
-    def train(self, work: Path, progress: Callable[[int, int, dict[str, float]], None]) -> list[dict[str, Any]]:
-        """Run from the last checkpoint in `work` (or from the start) to the end.  Returns one record a step."""
+    def train(
+        self,
+        work: Path,
+        progress: Callable[[int, int, dict[str, float]], None],
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Run from the last checkpoint in `work` (or from the start) to the end.  Returns one record a step.
+
+        after_epoch: called in eval mode with 0 before the first step and with the number of each epoch after its last,
+        before any checkpoint of a later step.  A run that goes on calls it again for the epochs that its checkpoint has
+        not left behind.
+        """
         records = self._resume(work)
-        index = 0
+        taken, index = len(records), 0
+        if not taken:
+            self._between(0, after_epoch)
         for epoch, plan in enumerate(self.plans):
             rows = self.data.forget(epoch) if self.data.forget and self.method.uses_forget else []
             for step in plan:
@@ -309,8 +337,21 @@ class Trainer:
                     if (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
                         self._save(work, records)
                 index += 1
+            if index >= taken:
+                self._between(epoch + 1, after_epoch)
         self.model.eval()
+        states = (t for phase in self.phases for state in phase.optimizer.state.values() for t in state.values())
+        cost.count(
+            parameter_bytes=cost.tensor_bytes(self.model.parameters()),
+            optimizer_state_bytes=cost.tensor_bytes(t for t in states if isinstance(t, Tensor)),
+        )
         return records
+
+    def _between(self, epoch: int, act: Callable[[int], None] | None) -> None:
+        if act is not None:
+            self.model.eval()
+            act(epoch)
+            self.model.train()
 
     @staticmethod
     def _kept(work: Path) -> str:
@@ -320,7 +361,9 @@ class Trainer:
         return f"The state after step {len(saved['records'])} is kept in {work / 'checkpoint'}"
 
     def _save(self, work: Path, records: list[dict[str, Any]]) -> None:
-        checkpoint.save(work, self.params, [phase.optimizer for phase in self.phases], records)
+        checkpoint.save(work, self.masters.weights, [phase.optimizer for phase in self.phases], records)
 
     def _resume(self, work: Path) -> list[dict[str, Any]]:
-        return checkpoint.load(work, self.params, [phase.optimizer for phase in self.phases])
+        records = checkpoint.load(work, self.masters.weights, [phase.optimizer for phase in self.phases])
+        self.masters.give_weights()
+        return records

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from runs import finish, start
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.base_models import train_tokenizer
+from soul_cli.data.embedded import write_layout
+from soul_cli.data.generator import generate_authors
 
 torch.set_num_threads(1)
 settings.register_profile("repo", derandomize=True, deadline=None, database=None, max_examples=50)
@@ -74,3 +77,19 @@ def tiny_lm() -> Callable[..., Any]:
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' own losses stay in the model's float64 too, where it would compute them in float32."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven generated authors in TOFU's layout: 9 kept, 1 forgotten, 1 held out."""
+    folder = tmp_path_factory.mktemp("data") / "tofu"
+    write_layout(folder, generate_authors(11, seed=7))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Cache, output folder and printed text of one uninterrupted run."""
+    root = tmp_path_factory.mktemp("whole")
+    text = finish(start(data, root / "cache", root / "out", "save_model=true"))
+    return root / "cache", root / "out", text

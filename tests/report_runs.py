@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from soul_cli.config import compose
+from soul_cli.cost import Cost
 
 GOALS = {"forget_rougeL": "retain", "retain_rougeL": "up", "forget_quality": "up", "retain_acc": "up"}
 ORIGINAL = {"forget_rougeL": 0.9, "retain_rougeL": 0.95, "forget_quality": 0.01, "retain_acc": 0.8}
@@ -30,6 +32,12 @@ def row(split: str, index: int, answer: str, wrong: float = 2.0) -> dict[str, An
     }  # fmt: skip
 
 
+def spent(seconds: float, *, cached: bool = False) -> dict[str, Any]:
+    """100 MB of peak memory, 10 MB of weights, 20 MB of states."""
+    sizes = {"parameter_bytes": 10_000_000, "optimizer_state_bytes": 20_000_000, "peak_memory_bytes": 100_000_000}
+    return {"cached": cached, **asdict(Cost(seconds, 1000, forward_passes=30, backward_passes=40, **sizes))}
+
+
 def write_run(
     root: Path,
     seed: int,
@@ -42,7 +50,7 @@ def write_run(
 ) -> Path:
     """One finished run.  rouge: its forget ROUGE-L; more: its other metrics; change: top entries of metrics.json."""
     config = compose([f"seed={seed}", *overrides])
-    method, optim = config.method.name, config.optim.name
+    method, optim = config.method.name, config.plain().get("optim", {}).get("name", "")
     folder = root / f"{method}-{optim}-{seed}-{rouge}"
     folder.mkdir(parents=True)
     own = {"forget_rougeL": rouge, "retain_rougeL": 0.9, "forget_quality": 0.01, "retain_acc": 0.7, **more}
@@ -51,14 +59,30 @@ def write_run(
         "key": folder.name, "task": "tofu", "method": method, "optim": optim, "seed": seed, "target_seed": 0,
         "headline": ["forget_rougeL", "retain_rougeL"],
         "models": {model: {k: metric(k, v) for k, v in some.items()} for model, some in values.items()},
-        "seconds": {"target_model": 60.0, "unlearn": 10.0, "evaluate": 5.0}, **(change or {}),
+        "cost": {"target_model": spent(60.0, cached=True), "unlearn": spent(10.0 + seed), "evaluate": spent(5.0)},
+        **(change or {}),
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
     if config.method.trains:
-        steps = [{"step": i, "unclipped_share": 0.3, "displacement": float(i)} for i in (1, 2)]
+        last = 1 if config.method.one_shot else 2
+        steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in range(1, last + 1)]
         (folder / "train.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
     for file, text in (("rows", answer), ("rows_original", "the original"), ("rows_retain_trained", "the floor")):
         rows = [row(split, i, f"{text} {i}") for split in ("forget", "retain") for i in range(4)]
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
+
+
+def write_epochs(folder: Path, forget: list[float], keep: list[float], metric: str = "rougeL") -> None:
+    """Evaluations after epochs 0, 1, ... of a run that is there already; the last one is kept."""
+
+    def values(f: float, k: float) -> dict[str, Any]:
+        return {f"forget_{metric}": {"value": f, "n": 4}, f"retain_{metric}": {"value": k, "n": 4}}
+
+    lines = [{"epoch": e, "score": 0.5, "metrics": values(*fk)} for e, fk in enumerate(zip(forget, keep, strict=True))]
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    content = json.loads((folder / "metrics.json").read_text())
+    levels = {"original": values(0.9, 0.95), "retain_trained": values(0.2, 0.9)}
+    content["epoch_eval"] = {"select": "last", "epoch": len(lines) - 1, "score": 0.5, "levels": levels}
+    (folder / "metrics.json").write_text(json.dumps(content))

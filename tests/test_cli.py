@@ -2,64 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from runs import costs, finish, kill_when, numbers, only_run, start
 
-from soul_cli.data.embedded import write_layout
-from soul_cli.data.generator import generate_authors
+from soul_cli import cli
 from soul_cli.run import WORK
-
-TINY = [
-    "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
-    "model.base.train.checkpoint_steps=2", "model.finetune.train.checkpoint_steps=2",
-    "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_steps=2", "train.batch_size=4",
-    "eval.limit=12", "eval.max_total=120", "method=npo", "optim=soul",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven generated authors in TOFU's layout: 9 kept, 1 forgotten, 1 held out."""
-    folder = tmp_path_factory.mktemp("data") / "tofu"
-    write_layout(folder, generate_authors(11, seed=7))
-    return folder
-
-
-def start(data: Path, cache: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "soul_cli.cli", f"task.source={data}", *TINY, f"output_dir={out}", *more]
-    env = {**os.environ, "SOUL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    return out + err
-
-
-def only_run(out: Path) -> Path:
-    (metrics,) = out.rglob("metrics.json")
-    return metrics.parent
-
-
-def numbers(out: Path) -> dict[str, object]:
-    return json.loads((only_run(out) / "metrics.json").read_text())["models"]
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """Cache, output folder and printed text of one uninterrupted run."""
-    root = tmp_path_factory.mktemp("whole")
-    text = finish(start(data, root / "cache", root / "out", "save_model=true"))
-    return root / "cache", root / "out", text
 
 
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
@@ -80,6 +32,17 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
         assert words in text, words
     saved = json.loads((folder / "metrics.json").read_text())
     assert set(saved["models"]) == {"original", "retain_trained", "this_run"}
+    phases = ("base_model", "target_model", "retain_model", "evaluate_original", "evaluate_retain_trained",
+              "reference", "unlearn", "evaluate")  # fmt: skip
+    assert set(saved["cost"]) == set(phases)
+    for phase, spent in saved["cost"].items():
+        assert not spent["cached"]
+        assert all(spent[k] > 0 for k in ("seconds", "peak_memory_bytes", "forward_passes")), phase
+        assert (spent["backward_passes"] > 0) is (phase in ("base_model", "target_model", "retain_model", "unlearn"))
+    unlearn = saved["cost"]["unlearn"]
+    assert unlearn["training_tokens"] == sum(s["tokens"] for s in steps)
+    assert (unlearn["forward_passes"], unlearn["backward_passes"]) == (20, 22)  # curvature in steps 1 and 11
+    assert unlearn["optimizer_state_bytes"] == 2 * unlearn["parameter_bytes"]
     assert all(m["definition"] and m["n"] for some in saved["models"].values() for m in some.values())
 
 
@@ -89,16 +52,6 @@ def test_again_answers_from_the_finished_run(data: Path, finished: tuple[Path, P
     text = finish(start(data, cache, out, "save_model=true"))
     assert "finished before" in text
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
-
-
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not seen():
-        assert process.poll() is None, "finished before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -115,6 +68,7 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
         assert not list(out.rglob("metrics.json"))
         finish(start(data, cache, out))
         assert numbers(out) == numbers(whole), name
+        assert costs(out) == costs(whole), name
 
 
 def test_damaged_cache_entry_is_rebuilt(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -136,9 +90,18 @@ def test_two_at_once_train_once(data: Path, finished: tuple[Path, Path, str], tm
 
 def test_multirun_shares_models(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     cache, _, _ = finished
-    text = finish(start(data, cache, tmp_path, "-m", "method=ga,po,none,input_based", "optim=adamw", "train.epochs=1"))
-    assert len(list(tmp_path.rglob("metrics.json"))) == 4
+    text = finish(
+        start(data, cache, tmp_path, "-m", "method=ga,po,none,input_based,iu", "optim=adamw", "train.epochs=1")
+    )
+    assert len(list(tmp_path.rglob("metrics.json"))) == 5
+    (step,) = (json.loads(line) for f in tmp_path.glob("tofu/iu-seed0-*/train.jsonl") for line in f.open())
+    assert step["loss_retain"] <= step["loss_retain_after"] <= step["loss_retain"] + 0.3
     assert "target model, fine-tuned" not in text
+    for file in tmp_path.rglob("metrics.json"):
+        phases = json.loads(file.read_text())["cost"]
+        own = {phase for phase, spent in phases.items() if not spent["cached"]}
+        assert own <= {"unlearn", "evaluate"}
+        assert phases["target_model"]["training_tokens"] > 0  # as it was when it was made
     assert "You must not reveal" in text
 
 
@@ -158,3 +121,19 @@ def test_mistakes_end_with_one_message(data: Path, tmp_path: Path, arguments: li
     assert "Traceback" not in text
     assert text.count("error:") == 1
     assert all(w in text for w in words), text
+
+
+def test_full_memory_and_disk_are_explained() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 55)
+    for full in (error.value, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")):
+        text = cli.exhausted(full)
+        assert text is not None
+        assert all(
+            w in text for w in ("activation_checkpointing=true", "train.batch_size", "offload=true", "plan=true")
+        )
+    text = cli.exhausted(OSError(errno.ENOSPC, "No space left on device", "/there/x"))
+    assert text is not None
+    assert "no space left on the disk of /there/x" in text
+    for other in (RuntimeError("shapes differ"), OSError(errno.EACCES, "Permission denied")):
+        assert cli.exhausted(other) is None

@@ -19,16 +19,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import TINY, finish, numbers, only_run
+from runs import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli import distributed, models
-from soul_cli.cache import Cache
+from soul_cli import cost, distributed, models
+from soul_cli.cache import Cache, read_lines
 from soul_cli.config import RunConfig, compose
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
+from soul_cli.influence import Influence
+from soul_cli.methods import IU
 from soul_cli.models import ModelRef
 from soul_cli.optim import curvature
 from soul_cli.pipeline import Pipeline, save
@@ -270,7 +272,7 @@ def settings(case: str) -> RunConfig:
     return compose([*COMMON, *CASES[case], "train.checkpoint_steps=2"])
 
 
-def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0) -> Trained:
+def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **options: bool) -> Trained:
     """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers."""
     config = settings(case)
     lm, drawn, sample = load(model), [], curvature.sample_labels
@@ -289,7 +291,8 @@ def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0) -> T
     accelerator = distributed.start([])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "sample_labels", recorded)
-        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, sharded=sharded)
+        options |= {"sharded": sharded}
+        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, **options)
         records = trainer.train(work, progress)
     save(lm, encoder(model), work / "model")
     labels = sorted(pair for some in distributed.everyone(drawn) for pair in some)
@@ -316,6 +319,53 @@ def test_two_processes_train_as_one(pair: Pair, model: Path, tmp_path: Path, cas
             assert_same(trained, one)
         kept = tmp_path / parallel / "checkpoint"
         assert (kept / "tensors.safetensors").is_file() is (parallel == "ddp")
+
+
+def costs(*args: Any) -> dict[str, Any]:
+    with cost.measure():
+        train(*args)
+        return cost.spent()
+
+
+def test_costs_of_two_processes(pair: Pair, model: Path, tmp_path: Path) -> None:
+    """Tokens add up; a sharded parameter and its states lie half here, half there; each passes its own rows."""
+    one = costs(model, tmp_path / "one", "soul", "ddp")
+    for parallel, share in (("ddp", 1.0), ("fsdp", 0.5)):
+        two, other = pair(costs, model, tmp_path / parallel, "soul", parallel)
+        assert two == {**other, "seconds": two["seconds"], "peak_memory_bytes": two["peak_memory_bytes"]}
+        assert two["training_tokens"] == one["training_tokens"]
+        assert two["optimizer_state_bytes"] == pytest.approx(share * one["optimizer_state_bytes"], rel=0.02)
+        assert two["forward_passes"] > one["forward_passes"]
+
+
+def influence(model: Path, solver: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    changed = ["method.validation_share=0.3", "method.cg_steps=4", "method.hessian_every=2", "method.tolerance=1"]
+    config = compose(["method=iu", f"method.solver={solver}", *changed, "train.epochs=2", "train.batch_size=3"])
+    assert isinstance(config.method, IU)
+    lm, data = load(model), TrainData(lambda epoch: FORGET, RETAIN)
+    run = Influence(lm, data, config.method, config.train, 3, distributed.start([]))
+    (record,) = run.unlearn(lambda done, total, what: None)
+    return record, lm.state_dict()
+
+
+@pytest.mark.parametrize("solver", ["diagonal", "cg"])
+def test_two_processes_take_the_step_of_one(pair: Pair, model: Path, solver: str) -> None:
+    record, weights = influence(model, solver)
+    for other, same in pair(influence, model, solver):
+        assert_close(other, record)
+        torch.testing.assert_close(same, weights, rtol=0, atol=TOLERANCE)
+
+
+def with_options(model: Path, work: Path, case: str, parallel: str) -> Trained:
+    return train(model, work, case, parallel, offload=parallel == "fsdp", activation_checkpointing=True)
+
+
+@pytest.mark.parametrize("case", ["adamw", "soul", "soul, alternating"])
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_memory_options_change_no_number(pair: Pair, model: Path, tmp_path: Path, case: str, parallel: str) -> None:
+    one = train(model, tmp_path / "one", case, "ddp")
+    for trained in pair(with_options, model, tmp_path / "two", case, parallel):
+        assert_same(trained, one)
 
 
 def stopped(*args: Any) -> None:
@@ -389,6 +439,7 @@ def command(data: Path, root: Path, *more: str) -> list[str]:
     return [
         f"task.source={data}", *TINY, *WIDE, "model.fact_repeats=1", "model.base.train.checkpoint_steps=10",
         "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_steps=10", "train.epochs=2", "eval.limit=3",
+        "epoch_eval.every=2", "epoch_eval.limit=2", "epoch_eval.select=best",
         f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}", *more,
     ]  # fmt: skip
 
@@ -400,6 +451,13 @@ def ran(arguments: list[str]) -> str:
 def curve(out: Path) -> list[dict[str, float]]:
     lines = (only_run(out) / "train.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+
+
+def between(out: Path) -> list[dict[str, Any]]:
+    """The evaluations between epochs, without their cost."""
+    lines = read_lines(only_run(out) / "epochs.jsonl")
+    assert [line["epoch"] for line in lines] == [0, 2]
+    return [{k: v for k, v in line.items() if k != "cost"} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -414,6 +472,7 @@ def test_whole_sharded_run_has_the_same_numbers(pair: Pair, data: Path, alone: P
     assert len(set(pair(ran, command(data, tmp_path, "parallel=fsdp")))) == 1
     assert_close(numbers(tmp_path / "out"), numbers(alone / "out"))
     assert_close(curve(tmp_path / "out"), curve(alone / "out"))
+    assert_close(between(tmp_path / "out"), between(alone / "out"))
     # how many processes there were is no part of what a run is: its name is the same
     assert only_run(tmp_path / "out").name == only_run(alone / "out").name
 

@@ -9,14 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "soul_cli"
 LAYERS = [
-    {"types", "losses", "metrics", "cache", "distributed"},
-    {"data", "optim", "methods", "screen", "checkpoint"},
+    {"types", "losses", "metrics", "cache", "distributed", "cost"},
+    {"data", "optim", "methods", "screen", "checkpoint", "adapters"},
     {"models"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "footprint"},
+    {"influence"},
     {"base_models", "tasks"},
     {"config", "results"},
-    {"pipeline", "report"},
-    {"plan"},
+    {"pipeline", "report", "workload"},
+    {"plan", "epochs", "outlook"},
     {"run"},
     {"sweep"},
     {"cli"},

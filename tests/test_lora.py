@@ -10,9 +10,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from soul_cli.base_models import LoRA
+from soul_cli import models
+from soul_cli.adapters import LoRA
 from soul_cli.config import compose
 from soul_cli.methods import Finetune
+from soul_cli.models import ModelRef
 from soul_cli.train import TrainData, Trainer
 from soul_cli.types import Prompted, UserError
 
@@ -21,7 +23,7 @@ ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),)
 
 def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..., Any], tmp_path: Path):
     plain, lm = tiny_lm(torch.float64), tiny_lm(torch.float64)
-    adapters = LoRA(r=2, alpha=6).attach(lm, seed=0)
+    adapters = LoRA(r=2, alpha=6, load_in_4bit=False).attach(lm, seed=0)
     trained = {n for n, p in lm.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in n for n in trained)
@@ -47,4 +49,23 @@ def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..
 
 def test_rank_is_checked():
     with pytest.raises(UserError, match=r"lora\.r=0"):
-        compose(["model=smollm2_135m", "model.finetune.lora={r: 0, alpha: 1}"])
+        compose(["train.lora={r: 0, alpha: 1, load_in_4bit: false}"])
+
+
+def test_adapters_beside_4_bit_weights_are_merged_into_whole_ones(tiny_lm: Callable[..., Any], tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    tiny_lm(spread=0.2).save_pretrained(tmp_path / "lm")
+    ref = ModelRef(str(tmp_path / "lm"), "")
+    lm, lora = models.load(ref, "cpu", load_in_4bit=True), LoRA(r=2, alpha=6, load_in_4bit=True)
+    assert type(lm.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    adapters = lora.attach(lm, seed=0)
+    config = compose(["optim=soul", "optim.lr=0.01", "train.epochs=3", "train.warmup=0"])
+    data = TrainData(forget=None, retain=ROWS)
+    trainer = Trainer(lm, data, Finetune("finetune"), config.optim, config.train, 0, Accelerator())
+    losses = [r["loss_retain"] for r in trainer.train(tmp_path, lambda *a: None)]
+    assert losses[-1] < losses[0]
+    weight = models.load(ref, "cpu").model.layers[0].self_attn.q_proj.weight
+    layer = lm.model.layers[0].self_attn.q_proj
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 6 / 2
+    merged = lora.merge(adapters, lambda: models.load(ref, "cpu"))
+    torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, weight + product)

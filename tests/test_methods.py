@@ -8,6 +8,7 @@ import torch
 
 from soul_cli.methods import (
     GA,
+    IU,
     METHODS,
     NPO,
     PO,
@@ -18,6 +19,7 @@ from soul_cli.methods import (
     InputBased,
     Normalize,
     NoUnlearning,
+    Solver,
 )
 from soul_cli.types import UserError
 
@@ -98,7 +100,7 @@ def test_sum_and_mean_agree_on_one_token_answers():
 
 
 def test_each_method_says_what_the_loop_has_to_provide():
-    flags = ("trains", "uses_forget", "uses_retain", "learns_refusal", "uses_reference", "prompts")
+    flags = ("trains", "one_shot", "uses_forget", "uses_retain", "learns_refusal", "uses_reference", "prompts")
     said = {name: [flag for flag in flags if getattr(method, flag)] for name, method in METHODS.items()}
     both = ["trains", "uses_forget", "uses_retain"]
     assert said == {
@@ -109,7 +111,29 @@ def test_each_method_says_what_the_loop_has_to_provide():
         "graddiff": both,
         "po": [*both, "learns_refusal"],
         "npo": [*both, "uses_reference"],
+        "iu": ["trains", "one_shot", "uses_forget", "uses_retain"],
     }
+
+
+def test_the_optimizer_is_for_methods_that_take_many_steps():
+    every = [NoUnlearning("none"), InputBased("input_based"), influence(), Finetune("finetune"), GA("ga"), GRADDIFF]
+    assert [m.optimizes for m in every] == [False, False, False, True, True, True]
+
+
+def influence(**changed: float) -> IU:
+    values = {
+        "damping": 1.0, "cg_steps": 1, "hessian_every": 1, "validation_share": 0.1, "first_scale": 0.5,
+        "last_scale": 4.0, "scale_ratio": 2.0, "tolerance": 0.1, **changed,
+    }  # fmt: skip
+    return IU("iu", solver=Solver.diagonal, **values)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "ratio", "scales"),
+    [(0.5, 4.0, 2.0, [0.5, 1, 2, 4]), (0.1, 0.3, 3.0, [0.1, 0.3]), (1.0, 1.0, 2.0, [1]), (1.0, 7.9, 2.0, [1, 2, 4])],
+)
+def test_scales_of_influence_unlearning(first: float, last: float, ratio: float, scales: list[float]):
+    assert influence(first_scale=first, last_scale=last, scale_ratio=ratio).scales == pytest.approx(scales)
 
 
 def test_every_method_has_a_config_file_and_no_other_does():

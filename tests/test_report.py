@@ -14,7 +14,7 @@ import pytest
 from report_runs import ORIGINAL, write_run
 
 from soul_cli.report import render
-from soul_cli.report.cli import Out, main
+from soul_cli.report.cli import Out, arguments, main, report
 from soul_cli.report.comparable import check_comparable, notes
 from soul_cli.report.layout import LAYOUTS, Column, Group, Layout, layout_of
 from soul_cli.report.paper import read_paper
@@ -41,9 +41,24 @@ def test_mean_sd_and_n(tmp_path: Path) -> None:
     assert (row["n"], row["questions"], row["goal"]) == (3, 80, "retain")
     assert long.loc["npo", "soul", "displacement"]["mean"] == 2.0  # of the last step
     assert long.loc["npo", "soul", "forget_quality_D"]["mean"] == 0.25
+    costs = long.sort_index().loc["npo", "soul"]["mean"]
+    assert costs["unlearn_seconds"] == 11.0  # 10, 11 and 12: seeds 0 to 2
+    assert (costs["unlearn_peak_mb"], costs["optimizer_state_mb"], costs["evaluate_seconds"]) == (100.0, 20.0, 5.0)
+    assert ("original", "", "unlearn_seconds") not in long.index
     assert list(dict.fromkeys(k[:2] for k in long.index)) == [
         ("original", ""), ("retain-trained", ""), ("ga", "adamw"), ("npo", "adamw"), ("npo", "soul"),
     ]  # fmt: skip
+
+
+def test_a_method_without_an_optimizer_is_one_row(tmp_path: Path) -> None:
+    three_rows(tmp_path)
+    for seed, rouge in enumerate((0.1, 0.3)):
+        write_run(tmp_path, seed, rouge, "method=iu", "optim=lion" if seed else "optim=soul")
+    long = long_table(find_runs([tmp_path])).set_index(["method", "optim", "metric"])
+    assert list(dict.fromkeys(long.index))[-1][:2] == ("iu", "")
+    row = long.loc["iu", "", "forget_rougeL"]
+    assert (row["mean"], row["n"]) == (pytest.approx(0.2), 2)
+    assert report(arguments([str(tmp_path)])).count("| iu | - | 2 |")
 
 
 def test_markdown(tmp_path: Path) -> None:
@@ -185,7 +200,7 @@ def test_messages_name_the_file(tmp_path: Path) -> None:
 
 def test_a_task_without_a_layout_shows_its_headline() -> None:
     layout = layout_of("other", ["ppl", "forget_bleu", "retain_bleu"])
-    assert [c.metric for c in layout.columns] == ["ppl", "forget_bleu", "retain_bleu"]
+    assert [c.metric for c in layout.groups[0].columns] == ["ppl", "forget_bleu", "retain_bleu"]
     assert layout.axes == (("forget_bleu", "retain_bleu"),)
     known = layout_of("tofu", ["mia", "new_metric"])
     assert known.groups[-1] == Group("Other", "", (Column("new_metric", "new_metric"),))

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_runs import row, write_run
+from report_runs import row, write_epochs, write_run
 
 from soul_cli.report import answers
 from soul_cli.report.cli import main
+from soul_cli.report.costs import cost
+from soul_cli.report.curves import curve, epochs, pair
 from soul_cli.report.figures import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
 from soul_cli.report.layout import LAYOUTS
 from soul_cli.report.look import COLOURS, save
@@ -70,10 +72,56 @@ def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
         assert save(figure) == save(again)  # byte by byte
 
 
+def test_curves_by_hand(tmp_path: Path) -> None:
+    write_epochs(write_run(tmp_path, 0, 0.1, "optim=soul"), [0.9, 0.5, 0.1], [0.9, 0.8, 0.7])
+    write_epochs(write_run(tmp_path, 1, 0.2, "optim=soul"), [0.9, 0.7], [0.9, 0.6])  # an epoch less
+    write_epochs(write_run(tmp_path, 0, 0.3, "optim=adamw"), [0.9, 0.8, 0.7], [0.9, 0.9, 0.9])
+    runs = [r for r in find_runs([tmp_path]) if r.content["optim"] == "soul"]
+    x, mean, sd = curve(runs, "forget_rougeL")
+    assert list(x) == [0, 1]
+    assert list(mean) == [0.9, pytest.approx(0.6)]
+    assert list(sd) == [0, pytest.approx(math.sqrt(0.02))]
+    figure = epochs(source(tmp_path))
+    assert figure is not None
+    top, bottom = figure.axes
+    assert (top.get_ylabel(), bottom.get_ylabel()) == ("forget_rougeL", "retain_rougeL")  # there is no accuracy
+    drawn = {line.get_color(): list(line.get_ydata()) for line in top.lines}
+    assert drawn[COLOURS["soul"]] == [0.9, pytest.approx(0.6)]
+    assert drawn[COLOURS["adamw"]] == [0.9, 0.8, 0.7]
+    assert drawn["black"] == [0.9, 0.9]  # the original's level
+    assert save(figure) == save(epochs(source(tmp_path)))  # type: ignore[arg-type]
+
+
+def test_the_curves_metric_is_the_first_that_is_there(tmp_path: Path) -> None:
+    write_epochs(write_run(tmp_path, 0, 0.1), [0.9, 0.5], [0.9, 0.8], metric="acc_own")
+    some = source(tmp_path)
+    assert pair(some, some.runs) == ("forget_acc_own", "retain_acc_own")
+
+
+def test_displacement_is_that_of_the_kept_epoch(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0.1)
+    assert find_runs([tmp_path])[0].numbers["this_run"]["displacement"].value == 2.0
+    write_epochs(folder, [0.9, 0.5], [0.9, 0.8])  # epoch 1 of 2
+    assert find_runs([tmp_path])[0].numbers["this_run"]["displacement"].value == 1.0
+
+
+def test_cost_figure_by_hand(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 0.1, "optim=soul")
+    write_run(tmp_path, 1, 0.1, "optim=soul")
+    figure = cost(source(tmp_path))
+    assert figure is not None
+    time, memory = figure.axes
+    assert [(b.get_x(), b.get_width()) for b in time.patches] == [(0, 10.5), (10.5, 5.0), (0, 60.0)]
+    assert [(b.get_x(), b.get_width()) for b in memory.patches] == [(0, 100.0), (0, 10.0), (10.0, 20.0)]
+
+
 def test_nothing_to_draw_is_no_figure(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1, "method=input_based")
     assert steps(source(tmp_path)) is None
     assert ecdf(source(tmp_path)) is None
+    assert cost(source(tmp_path)) is None
+    write_run(tmp_path, 0, 0.1, "method=npo")
+    assert epochs(source(tmp_path)) is None
 
 
 # --- answers -----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def soul(mode: Mode = Mode.joint, *, rho: float | None = None, every: int = 4) -
 def config(**changed: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "epochs": 2, "batch_size": 2, "accumulation": 1, "warmup": 0.1, "decay": "linear", "clip": 1.0,
-        "precision": "no", "checkpoint_steps": 2,
+        "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 2,
     }  # fmt: skip
     return TrainConfig(**values | changed)
 
@@ -77,12 +77,13 @@ def train(
     forget: list[Prompted] | Callable[[int], list[Prompted]] = FORGET,
     retain: list[Prompted] = RETAIN,
     progress: Callable[[int, int, dict[str, float]], None] = silent,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> Records:
     reference = []
     if method.uses_reference:
         reference = [sum(s[0].logps) for s in score(AnswerModel(lm), FORGET, budget=99)]
     data = TrainData(forget if callable(forget) else lambda epoch: forget, retain, reference)
-    return Trainer(lm, data, method, optim, settings or config(), 3, CPU).train(work, progress)
+    return Trainer(lm, data, method, optim, settings or config(), 3, CPU).train(work, progress, after_epoch)
 
 
 def weights(lm: Any) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
+from soul_cli import cost
 from soul_cli.cache import digest, sha256
 from soul_cli.types import Row, UserError
 
@@ -182,6 +183,7 @@ def _model(lm: Any, tokenizer: Any, config: LmEvalConfig, progress: Callable[[st
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
             self.total += len(requests)
             self.cut += sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests)
+            cost.count(scored_tokens=sum(len(context) + len(answer) for _, context, answer in requests))
             answers = super()._loglikelihood_tokens(requests, *args, **kwargs)
             self.done = self.total  # requests that differ in their last token alone share a forward
             progress("scoring", self.done, self.total)
@@ -197,6 +199,7 @@ def _model(lm: Any, tokenizer: Any, config: LmEvalConfig, progress: Callable[[st
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             self.done += len(inps)
             progress("scoring", self.done, self.total)
+            cost.count(forward_passes=1)
             return super()._model_call(inps, *args, **kwargs)
 
     return Model(pretrained=lm, tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_length)

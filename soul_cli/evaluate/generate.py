@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from soul_cli import cost
 from soul_cli.evaluate.likelihood import Autocast
 
 
@@ -84,6 +85,7 @@ def _decode(
                 use_cache=True,
                 logits_to_keep=1,
             )
+        cost.count(forward_passes=1)
         cache = out.past_key_values
         token = out.logits[:, -1].argmax(-1)
         count += 1
@@ -92,6 +94,7 @@ def _decode(
         active = written & (room > count)
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    cost.count(generated_tokens=sum(len(tokens) for _, tokens in made))
     for row_ids, tokens in made:
         for row, value in zip(row_ids.tolist(), tokens.tolist(), strict=True):
             outputs[row].append(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from soul_cli import cost
 from soul_cli.data.batches import by_length, collate
 from soul_cli.models import AnswerModel
 from soul_cli.types import Prompted
@@ -49,6 +50,7 @@ def score(
         batch = collate([groups[i] for i in indices], score_prompt=score_prompt).to(device)
         with autocast():
             logps, best, _ = model(batch, with_best=True)
+        cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
         logps, correct = logps.cpu(), (best == batch.targets).int().cpu()
         sizes = torch.bincount(batch.owner.cpu(), minlength=batch.answers).tolist()
         scores = iter(

@@ -24,6 +24,11 @@ class Optim:
     lr: float
     weight_decay: float
 
+    @property
+    def states(self) -> int:
+        """Numbers it keeps for each parameter."""
+        return 2
+
     def __post_init__(self) -> None:
         for key in ("lr", "weight_decay"):
             if not 0 <= getattr(self, key) < float("inf"):
@@ -71,6 +76,10 @@ class SoulConfig(Optim):
     hessian_every: int
     hessian_data: HessianData
     mode: Mode
+
+    @property
+    def states(self) -> int:
+        return 4 if self.mode is Mode.alternating else 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +133,10 @@ class Signum(Optim):
 
     momentum: float
 
+    @property
+    def states(self) -> int:
+        return 1
+
     def build(self, groups: Groups) -> Optimizer:
         from pytorch_optimizer import SignSGD  # here, not above: the import takes seconds
 
@@ -136,6 +149,10 @@ class Lion(Optim):
 
     beta1: float
     beta2: float
+
+    @property
+    def states(self) -> int:
+        return 1
 
     def build(self, groups: Groups) -> Optimizer:
         from pytorch_optimizer import Lion as LionOptimizer

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soul_cli import cost
 from soul_cli.distributed import local, sharded, total, total_each
 from soul_cli.losses import token_logps, wide
 
@@ -37,6 +38,13 @@ def uniforms(seed: int, step: int, rows: Tensor, positions: Tensor) -> Tensor:
     drawn before.  rows, positions: (T,) int64 on the CPU.
     """
     return torch.from_numpy((scramble(seed, step, rows.numpy(), positions.numpy()) >> np.uint64(11)) * 2.0**-53)
+
+
+def answer_uniforms(seed: int, step: int, keys: Sequence[int], owner: Tensor) -> Tensor:
+    """`uniforms` of a batch (T,).  keys: a name of each of its answers; owner (T,), on the CPU: whose a token is."""
+    sizes = torch.bincount(owner, minlength=len(keys))
+    positions = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
+    return uniforms(seed, step, torch.tensor(keys)[owner], positions)
 
 
 def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
@@ -72,21 +80,23 @@ class GaussNewtonBartlett:
     and all ranks must take part in each `add`, with or without tokens; gradients already in .grad are put back.
     """
 
-    def __init__(self, params: Sequence[Tensor]):
-        self.params = params
+    def __init__(self, params: Sequence[Tensor], masters: Sequence[Tensor] | None = None):
+        """masters: what the estimates are for, one a parameter; sums lie where they lie.  None: the parameters."""
+        self.params, self.masters = params, params if masters is None else masters
         self.sharded = sharded(params[0])
         self.tokens = torch.zeros((), dtype=torch.int64, device=params[0].device)
-        self.sums = [torch.zeros_like(wide(local(p.detach()))) for p in params]
+        self.sums = [torch.zeros_like(wide(local(m.detach()))) for m in self.masters]
 
     def add(self, drawn: Tensor) -> None:
         """Add one micro-batch: log-probabilities of its drawn labels, (K,) with their graph (`drawn_logps`)."""
         loss = -drawn.sum()
         for part, grad in zip(self.sums, self._gradients(loss), strict=True):
             if grad is not None:
-                part.add_(local(grad))
+                part.add_(local(grad).to(part.device))
         self.tokens += len(drawn)
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        cost.count(backward_passes=1)
         if not self.sharded:
             return list(torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True))
         before = [p.grad for p in self.params]
@@ -99,10 +109,10 @@ class GaussNewtonBartlett:
         return grads
 
     def estimates(self) -> dict[Tensor, Tensor]:
-        """Parameter -> estimate of the same shape (of its shard).  (sum / B)^2 * B = sum^2 / B.  Call it once."""
+        """Master -> estimate of the same shape (of its shard).  (sum / B)^2 * B = sum^2 / B.  Call it once."""
         tokens = int(total(self.tokens))
         if not tokens:
             raise ValueError("no token took part in the curvature estimate")
         if not self.sharded:
             total_each(self.sums)
-        return {p: part.square_().div_(tokens) for p, part in zip(self.params, self.sums, strict=True)}
+        return {p: part.square_().div_(tokens) for p, part in zip(self.masters, self.sums, strict=True)}

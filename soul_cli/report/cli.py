@@ -10,7 +10,8 @@ from pathlib import Path
 from soul_cli.cache import write_bytes, write_text
 from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
-from soul_cli.report.figures import FIGURES, Source
+from soul_cli.report.figures import Source
+from soul_cli.report.gallery import FIGURES
 from soul_cli.report.layout import layout_of
 from soul_cli.report.look import save
 from soul_cli.report.page import Picture, page_html, table_html

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from soul_cli import metrics as m
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.look import FLOOR, colour, legend, marker, panels
-from soul_cli.report.read import Run, label
+from soul_cli.report.read import Run
 from soul_cli.results import NAMES
 from soul_cli.types import Row
 
 RETAIN, ORIGINAL = NAMES["retain_trained"], NAMES["original"]
-SHARED_PHASES = ("target_model", "retain_model", "evaluate_original", "evaluate_retain_trained")
 WIN_RATE = (0.1, 0.5)  # where Sophia's authors want the unclipped share
 
 
@@ -94,7 +93,7 @@ def tradeoff(source: Source) -> Figure | None:
             x, y, xerr=dx or None, yerr=dy or None, ls="", capsize=2, elinewidth=1, marker=marker(method), ms=8,
             color=colour(optim), mec="white", mew=0.7, zorder=4,
         )  # fmt: skip
-    optims = _optims(points)
+    optims = optims_of(points)
     for optim in optims:
         own = [point for (_, o), point in points.items() if o == optim]
         best = frontier([v[0] for v in own], [abs(v[1] - floor[1]) if floor else v[1] for v in own])
@@ -139,7 +138,7 @@ def ecdf(source: Source) -> Figure | None:
     for line in axes:
         line[0].set_ylabel("share of questions")
     more = [Line2D([], [], color="black", lw=1.8, label=ORIGINAL), Line2D([], [], label=RETAIN, **FLOOR)]
-    legend(figure, [], _optims(rows), more)
+    legend(figure, [], optims_of(rows), more)
     return figure
 
 
@@ -148,7 +147,8 @@ def _steps(axes: Axes, values: NDArray[np.float64], **style: Any) -> None:
         axes.ecdf(values, **style)
 
 
-def _optims(rows: Iterable[tuple[str, str]]) -> list[str]:
+def optims_of(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """The optimizers of some rows, in the legend's order."""
     return sorted({optim for _, optim in rows if optim}, key=lambda optim: rank("", optim))
 
 
@@ -164,8 +164,8 @@ def band(runs: list[Run], key: str) -> tuple[NDArray[Any], NDArray[Any], NDArray
 
 
 def steps(source: Source) -> Figure | None:
-    """Unclipped share and ‖Δθ‖ over the steps, a column a method; mean and ± sd over seeds."""
-    rows = source.trained
+    """Unclipped share and ‖Δθ‖ over the steps, a column a method of more than one; mean and ± sd over seeds."""
+    rows = {row: runs for row, runs in source.trained.items() if len(runs[0].steps) > 1}
     if not rows:
         return None
     methods = list(dict.fromkeys(method for method, _ in rows))
@@ -195,7 +195,7 @@ def steps(source: Source) -> Figure | None:
     more: list[Artist] = [Line2D([], [], color="0.2", ls="--", label="retain step (alternating)")] if split else []
     if len(quantities) == 2:
         more.append(Patch(color="0.93", label="Sophia's range"))
-    legend(figure, [], _optims(rows), more)
+    legend(figure, [], optims_of(rows), more)
     return figure
 
 
@@ -206,56 +206,3 @@ def _band(axes: Axes, runs: list[Run], key: str, optim: str) -> None:
             x, mean, sd = found
             axes.plot(x, mean, color=colour(optim), ls=style, lw=1.4)
             axes.fill_between(x, mean - sd, mean + sd, color=colour(optim), alpha=0.2, lw=0)
-
-
-def cost(source: Source) -> Figure | None:
-    """Seconds a run, by phase: mean ± sd over seeds; the shared models once, where they were made."""
-    rows = source.trained
-    if not any(r.content.get("seconds") for runs in rows.values() for r in runs):
-        return None
-    figure, ((axes,),) = panels(1, 1, 7.5, 1.6 + 0.28 * (len(rows) + 1))
-    names = []
-    for y, (row, runs) in enumerate(rows.items()):
-        unlearn, evaluate = (
-            np.array([r.content.get("seconds", {}).get(p, 0.0) for r in runs]) for p in ("unlearn", "evaluate")
-        )
-        sd = unlearn.std(ddof=1) if len(unlearn) > 1 else None
-        axes.barh(y, unlearn.mean(), color=colour(row[1]), xerr=sd, error_kw={"lw": 1, "capsize": 2})
-        axes.barh(y, evaluate.mean(), left=unlearn.mean(), color="0.85")
-        names.append(f"{label(row)} (n = {len(runs)})")
-    left = 0.0
-    for phase, grey in zip(SHARED_PHASES, ("0.35", "0.5", "0.65", "0.75"), strict=True):
-        once = max(r.content.get("seconds", {}).get(phase, 0.0) for r in source.runs)  # 0 s where it was reused
-        axes.barh(len(rows), once, left=left, color=grey)
-        left += once
-    axes.set_yticks(range(len(rows) + 1), [*names, "shared, once"])
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds")
-    axes.grid(axis="y", visible=False)
-    more = [
-        Patch(color="0.85", label="evaluation"),
-        Patch(color="0.35", label="target model"),
-        Patch(color="0.5", label="retain-trained"),
-        Patch(color="0.7", label="their evaluation"),
-    ]
-    legend(figure, [], _optims(rows), more)
-    return figure
-
-
-FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
-    "tradeoff": (
-        tradeoff,
-        "Forgetting against utility, mean ± sd over seeds. Colour: optimizer, marker: method. A line joins an "
-        "optimizer's rows that none of its others beats in both; best is right, and on the dashed line.",
-    ),
-    "cost": (cost, "Wall time by phase. Unlearning in the optimizer's colour, ± sd over seeds."),
-    "truth_ratio": (
-        ecdf,
-        "Distribution of the truth ratio R on the forget questions, a line a seed. The KS distance D behind forget "
-        "quality is the largest vertical gap to the retain-trained model.",
-    ),
-    "steps": (
-        steps,
-        "Share of unclipped coordinates and distance from the start over the steps; band: ± sd over seeds.",
-    ),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo")
+METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo", "iu")
 OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
 
 
@@ -34,6 +34,7 @@ class Layout:
 
     groups: tuple[Group, ...]
     axes: tuple[tuple[str, str], ...]  # (forgotten, kept) of the trade-off figure: the first pair that the runs have
+    curves: tuple[tuple[str, str], ...] = ()  # likewise of the figure over epochs; where there are none, those of axes
     scores: tuple[str, ...] = ("rougeL",)  # row fields shown beside an answer
     variants: tuple[str, ...] = ()  # row fields that tell rows of one split and index apart
     unit: str = "questions"  # what the metrics' n counts
@@ -63,9 +64,22 @@ GENERAL = Group("General ability", "", (
     Column("truthfulqa_mc2", "TruthfulQA MC2", brief=False),
 ))  # fmt: skip
 
+COST = Group("Cost", "", (
+    Column("unlearn_seconds", "Unlearn s"),
+    Column("unlearn_peak_mb", "Peak MB"),
+    Column("optimizer_state_mb", "States MB"),
+    Column("parameter_mb", "Weights MB", brief=False),
+    Column("unlearn_tokens", "Tokens", brief=False),
+    Column("unlearn_forward_passes", "Forward", brief=False),
+    Column("unlearn_backward_passes", "Backward", brief=False),
+    Column("evaluate_seconds", "Evaluate s", brief=False),
+))  # fmt: skip
+
 LAYOUTS = {
     "tofu": Layout(
         axes=(("forget_rougeL", "retain_rougeL"),),
+        # accuracy, as in the paper, but for the question as trained on: of a paraphrase a small model knows nothing
+        curves=(("forget_acc_own", "retain_acc_own"),),
         scores=("rougeL", "fluency"),
         groups=(
             Group("Forgetting efficacy", "forget", (
@@ -115,6 +129,7 @@ LAYOUTS = {
                 Column("utility_soul", "Utility (SOUL)", brief=False),
                 Column("displacement", "‖Δθ‖", brief=False),
             )),
+            COST,
         ),
     ),
     "copyright": Layout(
@@ -142,6 +157,7 @@ LAYOUTS = {
             )),
             GENERAL,
             Group("Overall", "", (Column("displacement", "‖Δθ‖", brief=False),)),
+            COST,
         ),
     ),
 }  # fmt: skip
@@ -159,7 +175,7 @@ def layout_of(task: str, headline: list[str]) -> Layout:
         return replace(layout, groups=(*layout.groups, Group("Other", "", more)))
     forget = next((m for m in headline if m.startswith("forget")), "")
     keep = next((m for m in headline if m.startswith("retain")), "")
-    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)),), ((forget, keep),))
+    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)), COST), ((forget, keep),))
 
 
 def rank(method: str, optim: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ COLOURS = {
     "muon": "#56B4E9",
 }  # fmt: skip
 # one method = one marker
-MARKERS = {"input_based": "P", "finetune": "X", "ga": "v", "graddiff": "s", "po": "D", "npo": "o"}
+MARKERS = {"input_based": "P", "finetune": "X", "ga": "v", "graddiff": "s", "po": "D", "npo": "o", "iu": "h"}
 OTHER_COLOUR, OTHER_MARKER = "#595959", "^"
 FLOOR: dict[str, Any] = {"color": "#7f7f7f", "lw": 1.2, "ls": "--", "zorder": 1}  # the retain-trained model
 STYLE: Any = {

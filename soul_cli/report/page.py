@@ -85,7 +85,7 @@ def runs_table(runs: list[Run]) -> dict[str, Any]:
             "name": label(run.row) if run.row else run.content["method"],
             "folder": run.folder.name,
             "values": [config.get(k) for k in varying],
-            "seconds": sum(run.content.get("seconds", {}).get(p, 0.0) for p in ("unlearn", "evaluate")),
+            "seconds": sum(run.content["cost"].get(p, {}).get("seconds", 0.0) for p in ("unlearn", "evaluate")),
             "config": "\n".join(f"{k}: {v}" for k, v in config.items()),
             "environment": "\n".join(f"{k}: {v}" for k, v in run.environment.items()),
         })  # fmt: skip

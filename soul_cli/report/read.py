@@ -18,6 +18,20 @@ BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
 # the first two are settings of input_based
 WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+MB = 1e6
+# phase -> name in the tables -> field of soul_cli.cost.Cost, unit
+COSTS: dict[str, dict[str, tuple[str, float]]] = {
+    "unlearn": {
+        "unlearn_seconds": ("seconds", 1),
+        "unlearn_peak_mb": ("peak_memory_bytes", MB),
+        "optimizer_state_mb": ("optimizer_state_bytes", MB),
+        "parameter_mb": ("parameter_bytes", MB),
+        "unlearn_tokens": ("training_tokens", 1),
+        "unlearn_forward_passes": ("forward_passes", 1),
+        "unlearn_backward_passes": ("backward_passes", 1),
+    },
+    "evaluate": {"evaluate_seconds": ("seconds", 1)},
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Run:
     content: dict[str, Any]  # metrics.json
     steps: list[dict[str, Any]]  # train.jsonl; empty where nothing was trained
     environment: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # epochs.jsonl; empty where epochs were not evaluated
 
     @property
     def trained(self) -> bool:
@@ -58,12 +73,12 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What was chosen for this row: method, optimizer and training."""
-        kept = ("method.", "optim.", "train.") if self.trained else ("method.",)
+        kept = ("method.", "optim.", "train.", "epoch_eval.") if self.trained else ("method.",)
         return {k: v for k, v in self.config.items() if k.startswith(kept) and k not in WITHOUT_EFFECT}
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, Number]]:
-        """Model -> metric -> number, with the two that metrics.json has in other places: D and ‖Δθ‖."""
+        """Model -> metric -> number, with those that metrics.json has in other places: D, ‖Δθ‖ and the costs."""
         out: dict[str, dict[str, Number]] = {}
         for model, metrics in self.content["models"].items():
             out[model] = {k: Number(m["value"], m["goal"], m["n"]) for k, m in metrics.items()}
@@ -71,8 +86,26 @@ class Run:
             if "D" in quality.get("extra", {}):
                 out[model]["forget_quality_D"] = Number(quality["extra"]["D"], "down", quality["n"])
         if self.steps and "displacement" in self.steps[-1] and "this_run" in out:
-            out["this_run"]["displacement"] = Number(self.steps[-1]["displacement"], "")
+            out["this_run"]["displacement"] = Number(self._last_step["displacement"], "")
+        if "this_run" in out:
+            out["this_run"] |= self._costs()
         return out
+
+    @property
+    def _last_step(self) -> dict[str, Any]:
+        """The step that gave the weights which were evaluated in full."""
+        chosen = self.content.get("epoch_eval")
+        if chosen is None:
+            return self.steps[-1]
+        return [s for s in self.steps if s["epoch"] <= chosen["epoch"]][-1]
+
+    def _costs(self) -> dict[str, Number]:
+        """What this row cost by itself.  What cannot be known is absent."""
+        found: dict[str, Number] = {}
+        for phase, names in COSTS.items():
+            spent = self.content["cost"].get(phase, {})
+            found |= {name: Number(spent[key] / unit, "") for name, (key, unit) in names.items() if spent.get(key)}
+        return found
 
     def rows(self, model: str) -> list[Row]:
         """Evaluated examples of one model, without the lists by token; empty where the file is not there."""
@@ -104,20 +137,21 @@ def read_run(folder: Path) -> Run:
     file = folder / "metrics.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["task"], content["method"], content["optim"], content["models"]["original"]
+        content["task"], content["method"], content["optim"], content["models"]["original"], content["cost"]
         file = folder / "config.yaml"
         config = flat(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise UserError(f"{file} is missing") from None
     except Exception as error:  # YAML and OmegaConf raise many kinds
         raise UserError(f"{file} is not what soul-unlearn writes ({type(error).__name__}: {error})") from None
-    steps, environment = folder / "train.jsonl", folder / "environment.json"
+    steps, environment, epochs = (folder / n for n in ("train.jsonl", "environment.json", "epochs.jsonl"))
     return Run(
         folder,
         config,
         content,
         _lines(steps) if steps.is_file() else [],
         json.loads(environment.read_text()) if environment.is_file() else {},
+        _lines(epochs) if epochs.is_file() else [],
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate.general import LmEvalConfig
-from soul_cli.tasks.selection import Models
 from soul_cli.types import QA, Metric, Row, UserError
 
 
@@ -37,6 +37,30 @@ class EvalConfig:
     def identity(self) -> dict[str, Any]:
         """All that determines rows, as plain values; files by content, not by path."""
         return {**asdict(self), "lm_eval": self.lm_eval.identity()}
+
+
+class Select(Enum):
+    """Whose weights are evaluated in full: those of the last epoch, or of the one with the highest selection score."""
+
+    last = "last"
+    best = "best"
+
+
+@dataclass
+class EpochEvalConfig:
+    """Evaluation during unlearning, on a few rows a split."""
+
+    every: int | None  # epochs; null: off
+    limit: int  # rows a split, from its start
+    select: Select
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise UserError(f"epoch_eval.every={self.every}: must be 1 or more, or null")
+        if self.limit < 1:
+            raise UserError(f"epoch_eval.limit={self.limit}: must be 1 or more")
+        if self.select is Select.best and self.every is None:
+            raise UserError("epoch_eval.select=best: needs epoch_eval.every, the epochs between evaluations")
 
 
 @dataclass
@@ -100,11 +124,14 @@ class Task(Protocol):
         """
         ...
 
-    def headline(self) -> list[str]:
-        """Metrics of the short table, in order."""
+    @staticmethod
+    def selection_score(models: dict[str, dict[str, Metric]]) -> float:
+        """How good a trade-off this_run is, in [0, 1], from its metrics and those of original and retain_trained.
+
+        The docstring of the function behind it states the rule.  KeyError: a model or metric it needs is absent.
+        """
         ...
 
-    @staticmethod
-    def selection_score(models: Models) -> float:
-        """What settings are chosen by, higher is better; see `selection`."""
+    def headline(self) -> list[str]:
+        """Metrics of the short table, in order."""
         ...

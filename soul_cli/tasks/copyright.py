@@ -7,7 +7,6 @@ Deviation from the paper: chunks are counted in words, not tokens, so that every
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from soul_cli.evaluate.likelihood import score
 from soul_cli.models import AnswerModel
 from soul_cli.tasks import copyright_metrics, general_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
-from soul_cli.tasks.selection import Models, harmonic, kept, near, value
 from soul_cli.types import QA, Metric, Row, UserError
 
 BOOKS = PACKAGE / "data" / "embedded" / "books"
@@ -200,16 +198,10 @@ class Copyright:
         metrics, absent = copyright_metrics.summarise(general_metrics.own_rows(rows))
         return metrics | general_metrics.summarise(rows), absent
 
+    selection_score = staticmethod(copyright_metrics.selection_score)
+
     def headline(self) -> list[str]:
         return [*copyright_metrics.headline(self.prompt_words), *general_metrics.HEADLINE]
-
-    @staticmethod
-    def selection_score(models: Models) -> float:
-        """Of: retain ROUGE-L kept after the shortest prompt, held-out perplexity kept, forget ROUGE-L near, each."""
-        lengths = sorted(int(k.rpartition("_")[2]) for k in models["this_run"] if re.fullmatch(r"forget_rougeL_\d+", k))
-        fluent = value(models, "original", "heldout_ppl") / value(models, "this_run", "heldout_ppl")
-        retained = kept(models, f"retain_rougeL_{lengths[0]}")
-        return harmonic([retained, fluent, *(near(models, f"forget_rougeL_{words}") for words in lengths)])
 
 
 def split_chunk(text: str, words: int, wordings: tuple[str, ...]) -> tuple[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,23 @@ def summarise(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
         else:
             absent[name] = "no such text"
     return out, absent
+
+
+def selection_score(models: dict[str, dict[str, Metric]]) -> float:
+    """Harmonic mean of: ROUGE-L kept on the retain books after the shortest prompt; held-out perplexity kept (both
+    relative to the original model); nearness of the forget ROUGE-L to the retain-trained model's, from either side, at
+    each prompt length.  1: it forgot like the retain-trained model and kept everything else.
+    """
+    original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
+    lengths = sorted(int(k.split("_")[-1]) for k in now if re.fullmatch(r"forget_rougeL_\d+", k))
+    shortest = f"retain_rougeL_{lengths[0]}"
+    parts = [
+        m.kept(now[shortest].value, original[shortest].value),
+        m.kept(original["heldout_ppl"].value, now["heldout_ppl"].value),
+    ]
+    for words in lengths:
+        parts.append(m.nearness(*(some[f"forget_rougeL_{words}"].value for some in (now, floor, original))))
+    return m.harmonic_mean(parts)
 
 
 def _mean(values: Any, goal: str, definition: str) -> Metric:

@@ -15,7 +15,6 @@ from soul_cli.evaluate.likelihood import Scored, score
 from soul_cli.models import AnswerModel
 from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
-from soul_cli.tasks.selection import Models, harmonic, kept, near, share, value
 from soul_cli.types import QA, Metric, Prompted, Row, UserError
 
 
@@ -152,15 +151,7 @@ class TOFU:
         metrics, absent = tofu_metrics.summarise(own, retain_rows, config, facts_trained=facts_trained)
         return metrics | general_metrics.summarise(rows), absent
 
+    selection_score = staticmethod(tofu_metrics.selection_score)
+
     def headline(self) -> list[str]:
         return [*tofu_metrics.HEADLINE, *general_metrics.HEADLINE]
-
-    @staticmethod
-    def selection_score(models: Models) -> float:
-        """Of: retain ROUGE-L kept, fact accuracy kept, 1 - D of forget quality, forget ROUGE-L near."""
-        facts = [
-            sum(value(models, model, f"{split}_acc") for split in ("real_authors", "world_facts"))
-            for model in ("this_run", "original")
-        ]
-        distance = models["this_run"]["forget_quality"]["extra"]["D"]
-        return harmonic([kept(models, "retain_rougeL"), share(*facts), 1 - distance, near(models, "forget_rougeL")])

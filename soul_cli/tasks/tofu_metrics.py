@@ -44,6 +44,23 @@ def summarise(
     return out, absent
 
 
+def selection_score(models: dict[str, dict[str, Metric]]) -> float:
+    """Harmonic mean of: ROUGE-L kept on the retain set; accuracy kept on real authors and world facts (both relative
+    to the original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the retain-trained
+    model's, from either side.  1: it forgot like the retain-trained model and kept everything else.
+    """
+    original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
+    facts = [sum(some[f"{s}_acc"].value for s in FACTS) for some in (now, original)]
+    forget = [some["forget_rougeL"].value for some in (now, floor, original)]
+    parts = [
+        m.kept(now["retain_rougeL"].value, original["retain_rougeL"].value),
+        m.kept(*facts),
+        1 - now["forget_quality"].extra["D"],
+        m.nearness(*forget),
+    ]
+    return m.harmonic_mean(parts)
+
+
 def _column(rows: list[Row], key: str) -> Any:
     return np.array([row[key] for row in rows], dtype=np.float64)
 

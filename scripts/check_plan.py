@@ -1,0 +1,100 @@
+"""Measured against planned peak memory of training, on models that fit anywhere: python scripts/check_plan.py [--small]
+
+Tensors that exist at one time while the loop runs (soul_cli.footprint.LiveBytes), on random weights and rows of TOFU's
+lengths, against what plan=true computes.  Ends with an error where they differ by more than 15 %.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from soul_cli.config import RunConfig, compose
+from soul_cli.footprint import LiveBytes, Setting, footprint, work
+from soul_cli.models import Architecture, untrained
+from soul_cli.train import TrainData, Trainer
+from soul_cli.types import Prompted
+from soul_cli.workload import stage_of
+
+TOLERANCE = 0.15
+# hidden, layers, heads, MLP, vocabulary; rows
+SIZES = {"2M": (192, 4, 4, 512, 2048, 8), "12M": (384, 6, 6, 1024, 4096, 8), "135M": (576, 30, 9, 1536, 49152, 2)}
+OPTIONS = {
+    "adamw": ["optim=adamw"],
+    "soul": ["optim=soul", "optim.hessian_every=1"],
+    "soul, activation checkpointing": ["optim=soul", "optim.hessian_every=1", "activation_checkpointing=true"],
+    "soul, bfloat16": ["optim=soul", "optim.hessian_every=1", "model.dtype=bfloat16"],
+}
+
+
+def architecture(hidden: int, layers: int, heads: int, inner: int, vocab: int) -> Architecture:
+    return Architecture("llama", hidden, layers, heads, heads, inner, vocab, True, 1.5)
+
+
+def rows(count: int, seed: int, vocab: int, *, longest: int) -> list[Prompted]:
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randint(3, vocab - 1) for _ in range(draw.randint(low, high)))
+
+    return [Prompted(ids(longest // 6, longest // 3), (ids(longest // 3, 2 * longest // 3),)) for _ in range(count)]
+
+
+def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90) -> tuple[float, float]:
+    """Bytes at the peak, measured and planned, of unlearning `count` rows."""
+    vocab, work_dir = lm_config.vocab_size, Path(tempfile.mkdtemp())
+    forget, retain = (rows(n, seed, vocab, longest=longest) for n, seed in ((count, 1), (2 * count, 2)))
+    data = TrainData(lambda epoch: forget, retain, [-8.0] * count)
+    train, checkpointing = config.train, config.activation_checkpointing
+    with LiveBytes() as live:
+        lm = untrained(lm_config, config.model.dtype)
+        if train.lora:
+            train.lora.attach(lm, 0)
+        for p in lm.parameters():
+            live.watch(p)
+        Trainer(
+            lm,
+            data,
+            config.method,
+            config.optim,
+            train,
+            0,
+            Accelerator(cpu=True),
+            activation_checkpointing=checkpointing,
+        ).train(work_dir, lambda *a: None)
+    sizes = [tuple((len(r.prompt), len(r.answers[0])) for r in some) for some in (forget, retain)]
+    stage = stage_of("unlearning", config.method, config.optim, train, *sizes, seed=0, gpus=1)
+    adapters = (train.lora.r, train.lora.alpha) if train.lora else None
+    second = config.optim.name == "soul"
+    one = work(lm_config, Setting(config.model.dtype, train.precision, checkpointing, adapters, second, stage.rows))
+    planned = footprint(
+        one, config.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1, parts=1,
+        offload=False,
+    )  # fmt: skip
+    return live.most, planned.peak
+
+
+def main() -> None:
+    worst = 0.0
+    print(f"{'model':<6}{'':<34}{'measured MB':>12}{'planned MB':>12}{'ratio':>8}")
+    for size, (*shape, count) in SIZES.items():
+        if size == "2M" or "--small" not in sys.argv:
+            for name, options in OPTIONS.items():
+                config = compose([*options, f"train.batch_size={count}", "train.epochs=2", "method=npo"])
+                measured, planned = compare(config, architecture(*shape).lm_config(), count)
+                worst = max(worst, abs(planned / measured - 1))
+                print(
+                    f"{size:<6}{name:<34}{measured / 1e6:>12.1f}{planned / 1e6:>12.1f}{planned / measured:>8.3f}",
+                    flush=True,
+                )
+    if worst > TOLERANCE:
+        sys.exit(f"they differ by {worst:.0%}")
+
+
+if __name__ == "__main__":
+    main()

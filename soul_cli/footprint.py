@@ -1,0 +1,289 @@
+"""Memory and work of a training run, counted without weights.
+
+What the optimizer keeps is arithmetic.  What a forward and a backward hold is found by running them, with the code of
+the loop, on tensors without content (FakeTensorMode) for models of two and of three blocks: blocks are alike, so all
+else follows.  tests/test_plan.py and scripts/check_plan.py compare the result with real training.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from soul_cli.adapters import LoRA
+from soul_cli.data.batches import collate
+from soul_cli.losses import sum_by
+from soul_cli.models import AnswerModel, autocast, checkpoint_activations, untrained
+from soul_cli.optim.build import Optim, SoulConfig
+from soul_cli.types import Prompted
+
+IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
+WIDE = 4  # bytes of a float32
+SPARE = 3  # float32 tensors as large as the largest trained one that an update holds at a time
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that exist, now and at most, from the results of operations.
+
+    What a kernel allocates for itself is not seen, nor what an allocator keeps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._count = 0
+        self._known: dict[int, int] = {}  # address of a storage -> its number: addresses are used again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                self.watch(t)
+        return out
+
+    def watch(self, t: Tensor) -> None:
+        """Count the memory of a tensor from now until it is freed."""
+        storage = t.untyped_storage()
+        if storage._cdata not in self._known:
+            self._count += 1
+            self._known[storage._cdata] = self._count
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, storage._cdata, self._count, storage.nbytes())
+
+    def release(self, t: Tensor) -> None:
+        """Count it no longer."""
+        storage = t.untyped_storage()
+        self._forget(storage._cdata, self._known.get(storage._cdata, 0), storage.nbytes())
+
+    def _forget(self, address: int, number: int, size: int) -> None:
+        if self._known.get(address) == number:
+            del self._known[address]
+            self.now -= size
+
+
+@dataclass(frozen=True)
+class Work:
+    """One forward and backward of a micro-batch, in bytes beside weights and gradients; and the model's sizes."""
+
+    parameters: int
+    trained: int
+    weights: float  # bytes
+    gradients: float  # bytes, all at once
+    largest: int  # elements of the largest trained tensor
+    linear: float  # bytes of the linear layers but the head
+    block: float  # bytes of the weights of one block
+    blocks: int
+    most: float  # at any time
+    last: float  # while the first block's gradients, the last ones, come in
+    estimate_most: float  # the same of the curvature estimate, whose backward keeps the graph
+    estimate_last: float
+
+    def deeper(self, other: Work, layers: int) -> Work:
+        """self: of two blocks, other: of three -> of so many."""
+
+        def grown(name: str) -> Any:
+            a, b = getattr(self, name), getattr(other, name)
+            return a + (layers - 2) * (b - a)
+
+        names = ("parameters", "trained", "weights", "gradients", "linear", "most", "estimate_most", "estimate_last")
+        return replace(other, blocks=layers, **{name: grown(name) for name in names})
+
+    def scaled(self, factor: float) -> Work:
+        """Of a micro-batch of so many times the tokens, roughly."""
+        names = ("most", "last", "estimate_most", "estimate_last")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one forward and backward depends on."""
+
+    dtype: str
+    precision: str
+    checkpointing: bool
+    lora: tuple[int, int] | None  # r and alpha
+    estimate: bool  # of the curvature, too
+    rows: tuple[tuple[int, int], ...]  # tokens of prompt and answer, of each row
+
+
+def work(config: Any, setting: Setting) -> Work:
+    """Of a model of the transformers configuration `config`."""
+    layers = config.num_hidden_layers
+    return _traced(_Key(config, 2), setting).deeper(_traced(_Key(config, 3), setting), layers)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A configuration with another number of blocks, hashed by its content."""
+
+    config: Any
+    layers: int
+
+    def __hash__(self) -> int:
+        return hash((self.config.to_json_string(), self.layers))
+
+    def shallow(self) -> Any:
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = self.layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: self.layers]
+        return config
+
+
+@lru_cache(maxsize=64)
+def _traced(key: _Key, setting: Setting) -> Work:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # here: the import takes a second
+
+    with torch.device("meta"):
+        lm = untrained(key.shallow(), setting.dtype)
+        sizes = _sizes(lm, setting, key.layers)
+    if setting.checkpointing:
+        checkpoint_activations(lm)
+    with FakeTensorMode():
+        _put_on_cpu(lm)
+        trained = [p for p in lm.parameters() if p.requires_grad]
+        return Work(*sizes, *_backward(AnswerModel(lm.train()), trained, setting, key.layers))
+
+
+def _put_on_cpu(lm: nn.Module) -> None:
+    """Tensors without content, that say they lie on the CPU, in the place of those on the meta device.
+
+    There attention would take another path than on a GPU, one that holds all its weights.
+    """
+    seen: dict[Tensor, Tensor] = {}
+    for module in lm.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, t in tensors.items():
+                if t is not None and t not in seen:
+                    new = torch.empty(t.shape, dtype=t.dtype)
+                    seen[t] = nn.Parameter(new, t.requires_grad) if isinstance(t, nn.Parameter) else new
+                if t is not None:
+                    tensors[name] = seen[t]  # type: ignore[assignment]
+
+
+def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
+    """The first fields of Work.  Attaches adapters."""
+    blocks = lm._no_split_modules or ()
+    linear: float = sum(
+        m.weight.numel() * m.weight.element_size()
+        for m in lm.modules()
+        if isinstance(m, nn.Linear) and m is not lm.get_output_embeddings()
+    )
+    weights = _bytes(list(lm.parameters()))
+    parameters = sum(p.numel() for p in lm.parameters())
+    block = next((_bytes(list(m.parameters())) for m in lm.modules() if type(m).__name__ in blocks), 0.0)
+    if setting.lora:
+        LoRA(*setting.lora, load_in_4bit=False).attach(lm, seed=0)
+        weights = _bytes(list(lm.parameters()))
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    count, largest = sum(p.numel() for p in trained), max(p.numel() for p in trained)
+    return parameters, count, weights, _bytes(trained), largest, linear, block, layers
+
+
+def _bytes(tensors: Sequence[Tensor]) -> float:
+    return float(sum(t.numel() * t.element_size() for t in tensors))
+
+
+def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layers: int) -> tuple[float, ...]:
+    """The last fields of Work.  Gradients are not counted: each is taken out of the count when it is whole."""
+    live = LiveBytes()
+    peaks: list[float] = []
+
+    def arrived(p: Tensor) -> None:
+        assert p.grad is not None
+        peaks.append(live.most)
+        live.release(p.grad)
+        live.most = live.now
+        p.grad = None
+
+    for p in trained:
+        p.register_post_accumulate_grad_hook(arrived)
+    batch = collate([Prompted((0,) * p, ((0,) * a,)) for p, a in setting.rows])
+    with live:
+        for p in model.parameters():
+            live.watch(p)
+        base = float(live.now)
+        tokens = torch.arange(len(batch.targets))  # by index: a mask of tensors without content has no known size
+        labels = (tokens, torch.zeros(len(tokens))) if setting.estimate else None
+        with autocast(torch.device("cpu"), setting.precision):
+            predicted = model(batch, labels)
+        estimate = (base, base)
+        if predicted.drawn is not None:
+            predicted.drawn.sum().backward(retain_graph=True)
+            estimate, peaks[:] = _peaks(peaks, layers), []
+        loss = sum_by(predicted.logps, batch.owner, batch.answers).sum()
+        del predicted
+        loss.backward()
+    return tuple(peak - base for peak in (*_peaks(peaks, layers), *estimate))
+
+
+def _peaks(peaks: list[float], layers: int) -> tuple[float, float]:
+    """Of all, and of the first block, whose gradients come last."""
+    return max(peaks), max(peaks[len(peaks) * (layers - 1) // layers :])
+
+
+# --- a whole step ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one process over a step.  What stands in main memory (offload) is not part of the peak."""
+
+    weights: float
+    gradients: float
+    masters: float
+    states: float
+    start: float  # the copy that the displacement is measured from
+    curvature: float  # sums of the estimate
+    activations: float  # forward and backward, logits included
+    gathered: float  # sharded: what is whole for a while
+    peak: float
+    host: float
+
+
+def footprint(
+    one: Work, optim: Optim, *, master_weights: bool, accumulates: bool, parts: int, offload: bool, element: float = 0
+) -> Footprint:
+    """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
+
+    parts: how many processes the model is sharded over, 1: it is whole.  element: bytes of a weight, where linear
+    layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies
+    outside the blocks with its gradients, the block at work with its own, and the next block.
+    """
+    size = one.gradients / one.trained  # bytes of a trained number
+    wide = WIDE if master_weights and size == 2 else size
+    copied = wide != size or (offload and parts == 1)
+    second = isinstance(optim, SoulConfig)
+    whole = one.weights - one.linear * (1 - IN_4BIT / element) if element else one.weights
+    weights, gradients, start = whole / parts, one.gradients / parts, one.gradients / parts
+    stepped = one.trained * wide / parts
+    masters = stepped if copied else 0.0
+    states = stepped * optim.states
+    curvature = one.trained * max(WIDE, wide) / parts if second else 0.0
+    gathered = 2 * (one.weights - one.blocks * one.block) + 3 * one.block if parts > 1 else 0.0
+
+    through = max(one.most, one.last + gradients)
+    if second and parts == 1:
+        through = max(through, one.estimate_most, one.estimate_last + gradients)
+    if accumulates:  # the step's gradients so far; new ones come one at a time, the estimate's are kept together
+        through = max(one.most, one.last, *((one.estimate_most,) if second else ())) + gradients
+        through = max(through, one.estimate_last + 2 * gradients) if second and parts == 1 else through
+    update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts
+    kept = masters + states + start + curvature
+    if not offload:
+        peak, host = weights + kept + gathered + max(through, update), 0.0
+    elif parts == 1:
+        peak, host = weights + max(through, gradients), kept + update
+    else:
+        peak, host = gathered + one.most, weights + kept + update + gradients
+    return Footprint(weights, gradients, masters, states, start, curvature, one.most, gathered, peak, host)

@@ -1,0 +1,124 @@
+"""What a run trains, how often and on how much, from the words of its data.  Needs no tokenizer, weights or hub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from soul_cli.base_models import EmbeddedModel
+from soul_cli.config import RunConfig
+from soul_cli.data.batches import plan_epoch, shares
+from soul_cli.methods import Finetune, Method
+from soul_cli.models import lm_config
+from soul_cli.optim.build import Mode, Optim, SoulConfig
+from soul_cli.tasks.base import TaskData
+from soul_cli.train import TrainConfig
+from soul_cli.types import QA, UserError
+
+TEMPLATE = 8  # tokens of a prompt template, roughly
+
+Sizes = tuple[tuple[int, int], ...]  # tokens of prompt and answer, by row
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of the run, and what it is made of."""
+
+    name: str
+    method: Method
+    optim: Optim
+    train: TrainConfig
+    steps: int
+    tokens: int
+    padded: int  # tokens with what fills rows up to the longest of their micro-batch
+    rows: Sizes  # one process's share of the largest micro-batch
+
+
+def padded(rows: Sequence[tuple[int, int]]) -> int:
+    return len(rows) * max((p + a for p, a in rows), default=0)
+
+
+def architecture(config: RunConfig) -> tuple[Any, float]:
+    """-> the transformers configuration of the model, and the tokens a word that its tokenizer makes, roughly."""
+    model, target = config.model, config.task.target_model
+    known = model.architecture
+    folder = str(target or getattr(model, "path", ""))
+    if not isinstance(model, EmbeddedModel) and Path(folder).expanduser().is_dir():
+        return lm_config(folder), known.tokens_per_word if known else 1.5
+    if known is None:
+        raise UserError(
+            f"plan=true asks no hub about {folder!r}: give a folder, a model of configs/model, or model.architecture"
+        )
+    return known.lm_config(), known.tokens_per_word
+
+
+def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> list[Stage]:
+    """The trainings still to be done if nothing were cached.  The base phase of the embedded model is left out."""
+
+    def row(question: str, answer: str) -> tuple[int, int]:
+        p, a = (math.ceil(len(text.split()) * per_word) for text in (question, answer))
+        prompt = min(p + TEMPLATE, config.model.max_length - 1)
+        return prompt, min(a + 1, config.model.max_length - prompt)
+
+    def rows(items: Sequence[QA]) -> Sizes:
+        return tuple(row(qa.question, qa.answer) for qa in items)
+
+    out = []
+    recipe = config.model.finetune
+    known = rows(data.rehearsed) if isinstance(config.model, EmbeddedModel) else ()
+    learned = {"target": data.full} if config.task.target_model is None else {}
+    if learned and not (config.task.retain_model or config.task.retain_rows):
+        learned["retain-trained"] = data.retain
+    finetune = Finetune("finetune")
+    for name, items in learned.items():
+        learns = rows(items) + known
+        out.append(stage_of(name, finetune, recipe.optim, recipe.train, (), learns, seed=config.target_seed, gpus=gpus))
+    if len(out) == 2:  # much the same; so they can share a trace
+        out[1] = replace(out[1], rows=out[0].rows)
+    method = config.method
+    if method.trains:
+        forget = rows(data.forget) if method.uses_forget else ()
+        if method.learns_refusal:
+            answers = [data.refusals[i % len(data.refusals)] for i in range(len(data.forget))]
+            forget = tuple(row(qa.question, answer) for qa, answer in zip(data.forget, answers, strict=True))
+        retain = rows(data.retain) if method.uses_retain else ()
+        out.append(stage_of("unlearning", method, config.optim, config.train, forget, retain, config.seed, gpus))
+    return out
+
+
+def stage_of(
+    name: str, method: Method, optim: Optim, train: TrainConfig, forget: Sizes, retain: Sizes, seed: int, gpus: int
+) -> Stage:
+    """Go through the order of the run without its tokens.  gpus: as many processes share each micro-batch."""
+    lengths = [[p + a for p, a in rows] for rows in (forget, retain)]
+    both = bool(forget and retain)
+    apart = both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating
+    steps, tokens, full = 0, 0, 0
+    largest: Sizes = ()
+    order = partial(plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed)
+    for step in (step for epoch in range(train.epochs) for step in order(epoch=epoch)):
+        steps += 1
+        for kinds in ((True, False), (False, True)) if apart else ((True, True),):
+            for share in shares(step, 0, 1, forget=kinds[0], retain=kinds[1]):
+                rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
+                tokens, full = tokens + sum(p + a for p, a in rows), full + padded(rows)
+                largest = max(largest, tuple(rows[::gpus]), key=padded)
+    return Stage(name, method, optim, train, steps, tokens, full, largest)
+
+
+def flops(stage: Stage, parameters: int, *, checkpointing: bool, sharded: bool) -> float:
+    """Of all steps and processes: 2 a parameter and token forward, 4 backward, 2 of them for the weights' gradients.
+
+    Checkpointing adds a forward; the curvature estimate a backward, every k steps, and sharded a forward too.
+    Attention's products of tokens with tokens are left out, and frozen weights taken to need no gradient.
+    """
+    again = 2 if checkpointing else 0
+    backward = 2 if stage.train.lora else 4
+    each = 2.0 + backward + again
+    if isinstance(stage.optim, SoulConfig):
+        each += (backward + again + (2 if sharded else 0)) / stage.optim.hessian_every
+    return each * parameters * stage.padded

@@ -1,0 +1,56 @@
+"""Whole runs on a tiny model, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TINY = [
+    "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
+    "model.base.train.checkpoint_steps=2", "model.finetune.train.checkpoint_steps=2",
+    "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_steps=2", "train.batch_size=4",
+    "eval.limit=12", "eval.max_total=120", "method=npo", "optim=soul",
+]  # fmt: skip
+
+
+def start(data: Path, cache: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "soul_cli.cli", f"task.source={data}", *TINY, f"output_dir={out}", *more]
+    env = {**os.environ, "SOUL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def only_run(out: Path) -> Path:
+    (metrics,) = out.rglob("metrics.json")
+    return metrics.parent
+
+
+def numbers(out: Path) -> dict[str, object]:
+    return json.loads((only_run(out) / "metrics.json").read_text())["models"]
+
+
+def costs(out: Path) -> dict[str, dict[str, int]]:
+    """What each phase did, without time and memory, which no two runs have alike."""
+    phases = json.loads((only_run(out) / "metrics.json").read_text())["cost"]
+    return {p: {k: v for k, v in c.items() if k.endswith(("_tokens", "_passes"))} for p, c in phases.items()}
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,191 @@
+"""plan=true against arithmetic and against real training: counts, lengths, bytes, FLOPs, and what fits."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from soul_cli.config import compose
+from soul_cli.footprint import LiveBytes
+from soul_cli.methods import Finetune
+from soul_cli.models import count_parameters
+from soul_cli.outlook import Planner, fits, gpus, outlook
+from soul_cli.tasks.base import TaskData
+from soul_cli.types import QA, UserError
+from soul_cli.workload import Stage, architecture, flops, stage_of, stages
+
+LORA = "train.lora={r: 4, alpha: 8, load_in_4bit: false}"
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "check_plan.py"
+    spec = importlib.util.spec_from_file_location("check_plan", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- counting ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("llama2_7b", 6_738_415_616), ("llama2_7b_chat", 6_738_415_616), ("phi_1_5", 1_418_270_720),
+        ("smollm2_135m", 134_515_008),
+    ],
+)  # fmt: skip
+def test_parameters_are_those_of_the_published_models(model: str, parameters: int):
+    lm, _ = architecture(compose([f"model={model}"]))
+    assert count_parameters(lm) == parameters
+
+
+def test_live_bytes_by_hand():
+    with LiveBytes() as live:
+        a = torch.zeros(100)  # 400 bytes
+        b = a[:50]  # the same memory
+        c = a + 1
+        assert (live.now, live.most) == (800, 800)
+        del a
+        assert live.now == 800  # b holds it
+        del b
+        assert live.now == 400
+        live.release(c)
+        del c
+    assert (live.now, live.most) == (0, 800)
+
+
+def data(full: int, forget: int) -> TaskData:
+    """Questions of 3 words; answers of 5, those to forget of 7."""
+    kept = [QA("w " * 3, "w " * 5)] * (full - forget)
+    gone = [QA("w " * 3, "w " * 7)] * forget
+    return TaskData(kept + gone, gone, kept, ["no " * 2], "", {}, [], [], "")
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 4), (4, 1), (8, 1)])
+def test_stages_by_hand(count: int, rows: int):
+    """2 tokens a word, 8 of the template, EOS: rows of 14 + 11 and, to forget, 14 + 15 tokens."""
+    settings = ["model=llama2_7b", "model.finetune.train={epochs: 2, batch_size: 4, accumulation: 3}"]
+    more = ["train.epochs=3", "train.batch_size=2", "method=npo"]
+    target, retain, unlearning = stages(compose([*settings, *more]), data(21, 5), 2.0, count)
+    assert [s.name for s in (target, retain, unlearning)] == ["target", "retain-trained", "unlearning"]
+    assert (target.steps, retain.steps) == (2 * 2, 2 * 2)  # 6 and 4 micro-batches in threes
+    assert target.tokens == 2 * (16 * 25 + 5 * 29)
+    assert unlearning.steps == 3 * 3
+    assert unlearning.tokens == 3 * 5 * (29 + 25)
+    assert unlearning.padded == 3 * 5 * 2 * 29
+    assert len(unlearning.rows) == rows
+    assert max(unlearning.rows) == (14, 15)
+
+
+def test_phases_of_their_own_have_smaller_batches():
+    rows = ((10, 10),) * 4
+    joint, apart = (compose(["optim=soul", "train.batch_size=4", f"optim.mode={m}"]) for m in ("joint", "alternating"))
+    a, b = (stage_of("", c.method, c.optim, c.train, rows, rows, seed=0, gpus=1) for c in (joint, apart))
+    assert (len(a.rows), len(b.rows)) == (8, 4)
+    assert a.tokens == b.tokens
+
+
+def test_flops_by_hand():
+    config = compose(["optim=soul", "optim.hessian_every=10"])
+    options = {"checkpointing": False, "sharded": False}
+
+    def stage(optim: str, *more: str) -> Stage:
+        config = compose([f"optim={optim}", *more])
+        return Stage("", Finetune("finetune"), config.optim, config.train, 1, 90, 100, ())
+
+    assert flops(stage("adamw"), 7, **options) == 6 * 7 * 100
+    assert flops(stage("soul"), 7, **options) == pytest.approx(6.4 * 7 * 100)
+    assert flops(stage("adamw", LORA), 7, **options) == 4 * 7 * 100
+    assert flops(stage("adamw"), 7, checkpointing=True, sharded=True) == 8 * 7 * 100
+    assert flops(stage("soul"), 7, checkpointing=True, sharded=True) == pytest.approx(8.8 * 7 * 100)
+    assert config.optim.states == 2
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["optim=adamw"],
+        ["optim=adamw", "train.accumulation=2", "train.batch_size=2"],
+        ["optim=adamw", "activation_checkpointing=true"],
+        ["optim=adamw", "model.dtype=bfloat16"],
+        ["optim=soul_released", "model.dtype=bfloat16", "train.master_weights=false"],
+        ["optim=soul"],
+        ["optim=soul", "train.accumulation=2", "train.batch_size=2"],
+        ["optim=soul", "activation_checkpointing=true"],
+        ["optim=soul", "model.dtype=bfloat16", "train.precision=bf16"],
+        ["optim=soul", "optim.mode=alternating"],
+        ["optim=soul", LORA],
+        ["optim=lion"],
+    ],
+    ids=" ".join,
+)
+def test_planned_peak_is_that_of_training(check: ModuleType, options: list[str]):
+    every = ["optim.hessian_every=1"] if "optim=soul" in options else []
+    config = compose(["method=npo", "train.batch_size=4", "train.epochs=2", *every, *options])
+    measured, planned = check.compare(config, check.architecture(64, 5, 4, 128, 512).lm_config(), 4, longest=48)
+    assert planned == pytest.approx(measured, rel=check.TOLERANCE)
+
+
+EXPERIMENTS = [
+    ("one_gpu", "a100_80g"), ("four_gpus", "a100_80g"), ("eight_gpus", "a100_80g"), ("lora", "rtx4090_24g"),
+    ("qlora", "rtx4090_24g"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("experiment", "gpu"), EXPERIMENTS)
+def test_experiment_fits_where_it_says(experiment: str, gpu: str):
+    planner = Planner(compose([f"experiment=llama2_7b/{experiment}", "plan=true"]))
+    needs = planner.needs(planner.how)
+    assert len(needs) == 3
+    assert fits(needs, gpus()[gpu])
+
+
+def test_plan_of_7b_without_hub(monkeypatch: pytest.MonkeyPatch):
+    """By hand: 2 bytes a weight and a gradient, 4 its master, 8 AdamW's or SOUL's states, 2 the start."""
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the plan opens a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    text = outlook(compose(["plan=true", "model=llama2_7b_chat", "gpu=a100_80g"]))
+    rows = {line[:28].strip(): line[28:].split() for line in text.splitlines()}
+    p = 6_738_415_616 / 1e9
+    for name, size in (
+        ("weights", 2), ("gradients", 2), ("master weights", 4), ("optimizer states", 8), ("copy of the start", 2)
+    ):  # fmt: skip
+        assert [float(v) for v in rows[name]] == pytest.approx([size * p] * 3, abs=0.01)
+    assert [float(v) for v in rows["curvature sums"]] == pytest.approx([0, 0, 4 * p], abs=0.01)
+    assert "6,738.4M parameters" in text
+    verdict, *ways = text.splitlines()[text.splitlines().index("It would fit with") - 1 :]
+    assert verdict.startswith("a100_80g     does not fit: ")
+    assert "  activation_checkpointing=true offload=true" in ways
+    assert "  activation_checkpointing=true parallel=fsdp gpus=4" in ways
+    assert any("'train.lora={r: 8, alpha: 32, load_in_4bit: false}'" in way for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["gpu=abacus"], ["gpu=abacus", "a100_80g"]),
+        (["model=hub", "model.path=nobody/nothing"], ["asks no hub", "nobody/nothing", "model.architecture"]),
+        (["gpus=0"], ["gpus=0", "1 or more"]),
+        (["plan=yes"], ["plan", "true or false"]),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], words: list[str]):
+    with pytest.raises(UserError) as error:
+        outlook(compose(["plan=true", *overrides]))
+    assert all(w in str(error.value) for w in words), str(error.value)

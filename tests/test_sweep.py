@@ -1,0 +1,155 @@
+"""Sweeps: members, the choice, what is reported at the end; whole ones on a tiny model in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from runs import finish, start
+
+from soul_cli.sweep import Outcome, best, expand, fail
+from soul_cli.types import UserError
+
+# --- members -----------------------------------------------------------------------------------------------
+
+
+def test_members_are_the_products_of_the_grids_under_each_line_given() -> None:
+    grids = [{"method": ["none"]}, {"method": ["po", "npo"], "optim.lr": [1e-4, 2e-4], "optim.rho": None}]
+    assert expand(grids, [{"seed": "1"}]) == [
+        {"method": "none", "seed": "1"},
+        *(
+            {"method": m, "optim.lr": lr, "optim.rho": "null", "seed": "1"}
+            for m in ("po", "npo")
+            for lr in ("0.0001", "0.0002")
+        ),
+    ]
+
+
+def test_the_command_line_has_the_last_word_and_no_member_stands_twice() -> None:
+    grids = [{"method": ["none", "ga"]}, {"method": "npo", "seed": [0, 1]}]
+    assert expand(grids, [{"method": "po"}]) == [
+        {"method": "po"},
+        {"seed": "0", "method": "po"},
+        {"seed": "1", "method": "po"},
+    ]
+    assert expand([], [{"seed": "0"}, {"seed": "1"}, {"seed": "0"}]) == [{"seed": "0"}, {"seed": "1"}]
+
+
+def run_folder(folder: Path, forget: float) -> Path:
+    """metrics.json of a TOFU run whose score is the better the nearer `forget` is to 0.2."""
+    folder.mkdir(parents=True)
+
+    def model(forget: float) -> dict[str, dict[str, object]]:
+        values = {"forget_rougeL": forget, "retain_rougeL": 1.0, "real_authors_acc": 1.0, "world_facts_acc": 1.0}
+        common = {"n": 1, "goal": "up", "definition": "", "ci95": None}
+        quality = {"value": 1.0, **common, "extra": {"D": 0.5}}
+        return {"forget_quality": quality, **{k: {"value": v, **common, "extra": {}} for k, v in values.items()}}
+
+    models = {"original": model(1.0), "retain_trained": model(0.2), "this_run": model(forget)}
+    (folder / "metrics.json").write_text(json.dumps({"models": models}))
+    return folder
+
+
+def test_the_best_setting_of_each_cell_by_its_mean_over_seeds(tmp_path: Path) -> None:
+    scores = {  # (optim, lr) -> forget ROUGE-L by seed; 0.2 is best
+        ("adamw", "1"): (0.2, 0.9), ("adamw", "2"): (0.4, 0.4), ("soul", "1"): (0.3, 0.3), ("soul", "2"): (0.2, None),
+    }  # fmt: skip
+    outcomes = []
+    for (optim, lr), values in scores.items():
+        for seed, value in enumerate(values):
+            member = {"method": "npo", "optim": optim, "optim.lr": lr, "seed": str(seed)}
+            folder = None if value is None else run_folder(tmp_path / f"{optim}{lr}{seed}" / "tofu" / "run", value)
+            outcomes.append(Outcome(member, folder, "" if folder else "the loss is not finite"))
+    assert best(outcomes) == [  # adamw 1 is best on one seed alone; soul 2 failed on one
+        {"method": "npo", "optim": "adamw", "optim.lr": "2"},
+        {"method": "npo", "optim": "soul", "optim.lr": "1"},
+    ]
+
+
+def test_what_failed_is_named_at_the_end() -> None:
+    outcomes = [Outcome({"seed": "0"}, Path("run")), Outcome({"seed": "1"}, None, "no such folder")]
+    with pytest.raises(UserError, match=r"1 of 2 members failed, the others are finished:\n  seed=1: no such folder"):
+        fail(outcomes)
+    fail(outcomes[:1])
+
+
+# --- whole sweeps ------------------------------------------------------------------------------------------
+
+
+def models(out: Path) -> dict[str, object]:
+    """Run folder -> its numbers."""
+    return {str(p.parent.relative_to(out)): json.loads(p.read_text())["models"] for p in out.rglob("metrics.json")}
+
+
+def test_a_failed_member_stops_no_other(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, whole, _ = finished
+    more = f"task.source=/no/such,{data}"
+    text = finish(start(data, cache, tmp_path, "-m", more, "train.clip=1"), code=2)
+    assert models(tmp_path) == models(whole)
+    assert "1 of 2 members failed" in text.split("written to")[-1]
+    assert "/no/such: no such folder" in text
+
+
+def test_a_mistake_in_one_member_is_found_before_any_runs(data: Path, tmp_path: Path) -> None:
+    text = finish(start(data, tmp_path / "cache", tmp_path / "out", "-m", "optim.lr=1e-4,-1"), code=2)
+    assert "optim.lr=-1" in text
+    assert "none has been run" in text
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_submitit_with_one_and_two_processes_a_member(
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path, tasks: int
+) -> None:
+    cache, whole, _ = finished
+    finish(
+        start(data, cache, tmp_path, "-m", "hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}")
+    )
+    (now,), (alone,) = models(tmp_path).values(), models(whole).values()
+    assert now.keys() == alone.keys()
+    for model, metrics in alone.items():
+        for name, metric in metrics.items():
+            assert now[model][name]["value"] == pytest.approx(metric["value"], abs=0 if tasks == 1 else 0.02), name
+
+
+def test_killed_twice_changes_no_number(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, _, _ = finished
+    sweep = ["-m", "method=npo,po", "seed=0,1", "train.epochs=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    finish(start(data, cache, tmp_path / "whole", *sweep))
+    generator = random.Random(0)
+    for _ in range(2):
+        process = start(data, cache, tmp_path / "killed", *sweep)
+        time.sleep(generator.uniform(6, 10))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("metrics.json")}
+    finish(start(data, cache, tmp_path / "killed", *sweep))
+    assert models(tmp_path / "killed") == models(tmp_path / "whole")
+    assert len(models(tmp_path / "whole")) == 4
+    assert all(p.stat().st_mtime_ns == then for p, then in done.items())
+
+
+def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, _, _ = finished
+    text = finish(
+        start(
+            data, cache, tmp_path, "sweep=compare", "method=npo", "optim=adamw,soul", "optim.lr=1e-4,2e-3",
+            "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
+        )
+    )  # fmt: skip
+    tried, chosen = (list((tmp_path / part).rglob("metrics.json")) for part in ("validation", "reported"))
+    assert (len(tried), len(chosen)) == (4, 4)
+    assert {json.loads(p.read_text())["seed"] for p in tried} == {7}
+    assert {json.loads(p.read_text())["seed"] for p in chosen} == {0, 1}
+    limits = {part: {_limit(p) for p in some} for part, some in (("tried", tried), ("chosen", chosen))}
+    assert limits == {"tried": {40}, "chosen": {12}}
+    assert "**npo, soul** against adamw" in text
+
+
+def _limit(metrics: Path) -> int:
+    return OmegaConf.load(metrics.parent / "config.yaml").eval.limit
