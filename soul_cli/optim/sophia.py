@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -189,11 +190,12 @@ class Soul(SecondOrder):
             m, h = wide(every(s["m"], stride)).abs(), wide(every(s["h"], stride))
             seen = (m > 0) & (h > 0)
             ratios.append(m[seen] / h[seen])
-        values = all_values(torch.cat(ratios), states[0]["m"]).sort().values
+        values = all_values(torch.cat(ratios), states[0]["m"]).cpu().numpy()
         if not len(values):
             return 1.0  # no curvature anywhere: every rho gives the same step
         above = min(len(values) - 1, int(share * len(values)))
-        return float(values[max(0, above - 1) : above + 1].mean())
+        around = sorted({max(0, above - 1), above})
+        return float(np.partition(values, around)[around].mean())  # a tenth of a sort's time
 
 
 class SoulReleased(SecondOrder):
