@@ -130,7 +130,7 @@ def outlook(config: RunConfig) -> str:
         f"model    {planner.lm.model_type}, {one.parameters / 1e6:,.1f}M parameters in {config.model.dtype}, "
         f"{one.trained / 1e6:,.1f}M of them trained by {needs[-1].stage.name}",
         f"data     {len(data.full)} pairs, {len(data.forget)} to forget; {planner.per_word:g} tokens a word assumed",
-        f"how      {config.gpus} GPU{'s' * (config.gpus > 1)}; {planner.how or 'no option that saves memory'}",
+        f"how      {config.gpus} GPU{'s' * (config.gpus > 1)}; {str(planner.how) or 'no option that saves memory'}",
         "",
         *_table(planner, needs),
         "",
