@@ -26,6 +26,7 @@ from soul_cli.optim.build import (
     parameter_groups,
 )
 from soul_cli.optim.curvature import GaussNewtonBartlett, drawn_logps, sample_labels, scramble, uniforms
+from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import Soul, SoulReleased
 from soul_cli.train import Trainer, build_phases
 from soul_cli.types import UserError
@@ -307,11 +308,16 @@ def test_first_step_goes_against_the_gradient(config):
         assert ((p - b) * g).sum() < 0
 
 
+def unmastered(model: nn.Module) -> Masters:
+    return Masters(list(model.parameters()), wide=False, offload=False)
+
+
 def bare_trainer(config: Optim, model: nn.Module) -> Trainer:
     """The two things that saving and resuming look at, without a language model or data."""
     trainer = Trainer.__new__(Trainer)
     trainer.params = list(model.parameters())
-    trainer.phases = build_phases(GradDiff("graddiff", 2.0), config, model)
+    trainer.masters = unmastered(model)
+    trainer.phases = build_phases(GradDiff("graddiff", 2.0), config, model, trainer.masters)
     return trainer
 
 
@@ -404,16 +410,17 @@ def test_bad_momentum_is_refused():
 
 def test_alternating_mode_has_two_optimizers_and_the_weight_acts_on_the_rate():
     model, method = toy(), GradDiff("graddiff", 2.0)
-    forget, retain = build_phases(method, CONFIGS["soul_alternating"], model)
+    forget, retain = build_phases(method, CONFIGS["soul_alternating"], model, unmastered(model))
     assert (forget.forget, forget.retain, forget.lr, forget.retain_weight) == (True, False, LR, 1)
     assert (retain.forget, retain.retain, retain.lr, retain.retain_weight) == (False, True, 2 * LR, 1)
     assert forget.optimizer is not retain.optimizer
 
 
 def test_joint_mode_and_one_term_methods_have_one_phase():
-    (joint,) = build_phases(GradDiff("graddiff", 2.0), CONFIGS["soul"], toy())
+    model = toy()
+    (joint,) = build_phases(GradDiff("graddiff", 2.0), CONFIGS["soul"], model, unmastered(model))
     assert (joint.forget, joint.retain, joint.lr, joint.retain_weight) == (True, True, LR, 2)
-    (ascent,) = build_phases(GA("ga"), CONFIGS["soul_alternating"], toy())
+    (ascent,) = build_phases(GA("ga"), CONFIGS["soul_alternating"], model, unmastered(model))
     assert (ascent.forget, ascent.retain, ascent.lr) == (True, False, LR)
 
 
