@@ -22,7 +22,9 @@ TINY = [
 def start(data: Path, cache: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "soul_cli.cli", f"task.source={data}", *TINY, f"output_dir={out}", *more]
     env = {**os.environ, "SOUL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

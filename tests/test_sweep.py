@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -125,7 +126,7 @@ def test_killed_twice_changes_no_number(data: Path, finished: tuple[Path, Path, 
     for _ in range(2):
         process = start(data, cache, tmp_path / "killed", *sweep)
         time.sleep(generator.uniform(6, 10))
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too, which would finish their members first
         process.communicate()
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("metrics.json")}
     finish(start(data, cache, tmp_path / "killed", *sweep))
