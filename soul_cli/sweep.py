@@ -43,17 +43,39 @@ def words(member: Member) -> list[str]:
     return [f"{key}={value}" for key, value in member.items()]
 
 
-def expand(grids: Sequence[dict[str, Any]], given: Sequence[Member]) -> list[Member]:
-    """All combinations of each grid with each of the command line's, which has the last word; each once.
+def typed(value: Any) -> str:
+    """A YAML value as one types it."""
+    return "null" if value is None else str(value)
 
-    grids: override -> value or list of values.
+
+def meant(text: str) -> float | str:
+    """What two spellings of a value have in common."""
+    try:
+        return float(text)
+    except ValueError:
+        return text.lower()
+
+
+def expand(grids: Sequence[dict[str, Any]], given: Sequence[Member]) -> list[Member]:
+    """All combinations of each grid with each line of the command line's; each once.
+
+    grids: override -> value or list of values.  A value given for a key of the grids chooses those that list it; where
+    none does, it takes the place of theirs.
     """
+    lists = [{k: v if isinstance(v, list) else [v] for k, v in grid.items()} for grid in grids or [{}]]
+
+    def fits(grid: dict[str, list[Any]], key: str, value: str) -> bool:
+        listing = [g for g in lists if meant(value) in [meant(typed(v)) for v in g.get(key, [])]]
+        return key not in grid or not listing or grid in listing
+
     members = []
-    for grid in grids or [{}]:
-        free = {k: v if isinstance(v, list) else [v] for k, v in grid.items() if not any(k in m for m in given)}
-        for values in product(*free.values()):
-            own = {k: "null" if v is None else str(v) for k, v in zip(free, values, strict=True)}
-            members += [own | m for m in given]
+    for grid in lists:
+        for line in given:
+            if all(fits(grid, k, v) for k, v in line.items()):
+                free = {k: v for k, v in grid.items() if k not in line}
+                members += [
+                    dict(zip(free, map(typed, values), strict=True)) | line for values in product(*free.values())
+                ]
     return [dict(m) for m in dict.fromkeys(tuple(m.items()) for m in members)]
 
 

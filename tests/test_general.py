@@ -177,11 +177,11 @@ def test_rows_come_after_the_splits_and_a_finished_task_is_kept(
         return [{"split": "lm_eval", "task": name}]
 
     monkeypatch.setattr(general, "evaluate", evaluate)
-    encoder = SimpleNamespace(tokenizer=None, system="Be brief.")
+    encoder, model = SimpleNamespace(tokenizer=None, system="Be brief."), SimpleNamespace(parameters=lambda: [])
     work = tmp_path / "work"
     with pytest.raises(KeyboardInterrupt):
-        pipe.evaluate(lambda: "model", encoder, work, None)
-    rows = pipe.evaluate(lambda: "model", encoder, work, None)
+        pipe.evaluate(lambda: model, encoder, work, None)
+    rows = pipe.evaluate(lambda: model, encoder, work, None)
     assert asked == ["piqa", "rte", "rte"]
     assert rows == [
         {"split": "forget", "index": 0},

@@ -29,7 +29,7 @@ ROUNDING = 3e-6  # of transformers, whose norms compute in float32
 def config(**changed: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "epochs": 2, "batch_size": 2, "accumulation": 1, "warmup": 0.1, "decay": "linear", "clip": 1.0,
-        "precision": "no", "checkpoint_steps": 99,
+        "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 99,
     }  # fmt: skip
     return TrainConfig(**values | changed)
 

@@ -31,13 +31,16 @@ def test_members_are_the_products_of_the_grids_under_each_line_given() -> None:
     ]
 
 
-def test_the_command_line_has_the_last_word_and_no_member_stands_twice() -> None:
-    grids = [{"method": ["none", "ga"]}, {"method": "npo", "seed": [0, 1]}]
-    assert expand(grids, [{"method": "po"}]) == [
-        {"method": "po"},
-        {"seed": "0", "method": "po"},
-        {"seed": "1", "method": "po"},
+def test_what_is_given_chooses_among_the_grids_or_takes_their_place() -> None:
+    grids = [{"method": ["none", "ga"]}, {"method": "npo", "optim.lr": [1e-3, 2], "seed": [0, 1]}]
+    npo = {"optim.lr": "0.001", "method": "npo"}
+    assert expand(grids, [{"method": "npo", "optim.lr": "1e-3"}]) == [
+        {"seed": s, "method": "npo", "optim.lr": "1e-3"} for s in "01"
     ]
+    assert expand(grids, [{"method": "po", "seed": "7", "optim.lr": "2"}]) == [
+        {"method": "po", "seed": "7", "optim.lr": "2"}
+    ]  # no grid lists po
+    assert expand(grids, [{"seed": "1"}])[2:] == [{**npo, "seed": "1"}, {"method": "npo", "optim.lr": "2", "seed": "1"}]
     assert expand([], [{"seed": "0"}, {"seed": "1"}, {"seed": "0"}]) == [{"seed": "0"}, {"seed": "1"}]
 
 
@@ -140,7 +143,7 @@ def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_
     text = finish(
         start(
             data, cache, tmp_path, "sweep=compare", "method=npo", "optim=adamw,soul", "optim.lr=1e-4,2e-3",
-            "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
+            "method.retain_weight=5", "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
         )
     )  # fmt: skip
     tried, chosen = (list((tmp_path / part).rglob("metrics.json")) for part in ("validation", "reported"))
