@@ -298,7 +298,7 @@ def pareto(c: Comparison) -> Figure:
                 color=colour(optim), mec="black", mew=0.8, zorder=4,
             )  # fmt: skip
         axes.set(title=method, xlabel=f"{c.metrics[1]}  (more is kept: right)")
-    row[0].set_ylabel(f"distance of {c.metrics[0]} to the retain-trained model  (best: 0)")
+    row[0].set_ylabel(f"{c.metrics[0]}, distance to retain-trained  (best: 0)")
     more: list[Artist] = [
         Line2D([], [], color="0.3", ls="", marker="o", ms=4, label="a setting, validation seeds"),
         Line2D([], [], color="0.3", ls="", marker="D", ms=8, mec="black", label="chosen, other seeds, ± sd"),
