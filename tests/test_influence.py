@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from test_train import config
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,19 +20,11 @@ from soul_cli.methods import IU, GradDiff, Solver
 from soul_cli.models import AnswerModel
 from soul_cli.optim import curvature
 from soul_cli.optim.build import HessianData, Mode, SoulConfig
-from soul_cli.train import TrainConfig, TrainData, Trainer
+from soul_cli.train import TrainData, Trainer
 from soul_cli.types import Batch, Prompted, UserError
 
 CPU = Accelerator(cpu=True)
 ROUNDING = 3e-6  # of transformers, whose norms compute in float32
-
-
-def config(**changed: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "epochs": 2, "batch_size": 2, "accumulation": 1, "warmup": 0.1, "decay": "linear", "clip": 1.0,
-        "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 99,
-    }  # fmt: skip
-    return TrainConfig(**values | changed)
 
 
 def method(**changed: Any) -> IU:

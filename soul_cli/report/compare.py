@@ -28,6 +28,7 @@ from soul_cli.report.figures import frontier
 from soul_cli.report.layout import layout_of, rank
 from soul_cli.report.look import colour, legend, panels
 from soul_cli.report.read import Run, find_runs
+from soul_cli.report.tables import Cell
 from soul_cli.types import UserError
 
 BASELINE = "adamw"
@@ -95,6 +96,10 @@ def _point(run: Run, metrics: tuple[str, str]) -> Point:
     )
 
 
+def of_row(points: list[Point], method: str, optim: str) -> list[Point]:
+    return [p for p in points if (p.method, p.optim) == (method, optim)]
+
+
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
@@ -129,8 +134,7 @@ def paired(a: list[Point], b: list[Point], of: str) -> list[float]:
 def alike(tried: list[Point], method: str, optim: str, *, by: str) -> dict[int, list[tuple[Point, Point]]]:
     """Seed -> pairs (baseline, optim) of one method whose runs on that seed kept, or moved, alike."""
     pairs: dict[int, list[tuple[Point, Point]]] = defaultdict(list)
-    own = [p for p in tried if p.method == method]
-    for a, b in product([p for p in own if p.optim == BASELINE], [p for p in own if p.optim == optim]):
+    for a, b in product(of_row(tried, method, BASELINE), of_row(tried, method, optim)):
         near = abs(a.kept - b.kept) <= SAME_KEPT if by == "kept" else abs(a.moved / b.moved - 1) <= SAME_MOVED
         if a.seed == b.seed and near:
             pairs[a.seed].append((a, b))
@@ -166,7 +170,7 @@ def sentences(c: Comparison) -> list[str]:
     for method, optim in c.cells():
         if optim == BASELINE:
             continue
-        a, b = ([p for p in c.chosen if (p.method, p.optim) == (method, o)] for o in (BASELINE, optim))
+        a, b = (of_row(c.chosen, method, o) for o in (BASELINE, optim))
         if not a:
             continue
         far, kept = paired(a, b, "far"), paired(a, b, "kept")
@@ -200,9 +204,8 @@ def _alike(tried: list[Point], method: str, optim: str, by: str) -> str:
 def _volumes(tried: list[Point], method: str, optim: str) -> str:
     def by_seed(of: str) -> dict[int, float]:
         seeds: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        for p in tried:
-            if (p.method, p.optim) == (method, of):
-                seeds[p.seed].append((p.far, p.kept))
+        for p in of_row(tried, method, of):
+            seeds[p.seed].append((p.far, p.kept))
         return {seed: hypervolume(points) for seed, points in seeds.items()}
 
     theirs, ours = by_seed(BASELINE), by_seed(optim)
@@ -238,12 +241,12 @@ def _table(c: Comparison) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for method, optim in c.cells():
-        own = [p for p in c.chosen if (p.method, p.optim) == (method, optim)]
-        tried = [dict(p.setting) for p in c.tried if (p.method, p.optim) == (method, optim)]
+        own, tried = of_row(c.chosen, method, optim), [dict(p.setting) for p in of_row(c.tried, method, optim)]
         parts = [
             f"{k.split('.')[-1]} {float(v):g}{_edge(v, [t[k] for t in tried if k in t])}" for k, v in own[0].setting
         ]
-        numbers = (_spread([getattr(p, of) for p in own]) for of in ("far", "kept", "moved"))
+        columns = ([getattr(p, of) for p in own] for of in ("far", "kept", "moved"))
+        numbers = (Cell(float(np.mean(values)), _sd(values)).text for values in columns)
         lines.append(f"| {method} | {optim} | {', '.join(parts)} | {len(own)} | {' | '.join(numbers)} |")
     return lines
 
@@ -256,11 +259,6 @@ def _edge(value: str, values: list[str]) -> str:
 
 def _sd(values: list[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def _spread(values: list[float]) -> str:
-    sd = _sd(values)
-    return f"{np.mean(values):.3f}" + ("" if sd is None else f" ± {sd:.3f}")
 
 
 def csv(c: Comparison) -> str:
@@ -283,15 +281,14 @@ def pareto(c: Comparison) -> Figure:
     for axes, method in zip(row, methods, strict=True):
         for optim in [o for m, o in c.cells() if m == method]:
             seeds: dict[tuple[tuple[str, str], ...], list[Point]] = defaultdict(list)
-            for p in c.tried:
-                if (p.method, p.optim) == (method, optim):
-                    seeds[p.setting].append(p)
+            for p in of_row(c.tried, method, optim):
+                seeds[p.setting].append(p)
             kept = [float(np.mean([p.kept for p in some])) for some in seeds.values()]
             far = [float(np.mean([p.far for p in some])) for some in seeds.values()]
             axes.plot(kept, far, ls="", marker="o", ms=4, color=colour(optim), alpha=0.6)
             best = frontier(kept, far)
             axes.plot([kept[i] for i in best], [far[i] for i in best], color=colour(optim), lw=1.5)
-            own = [p for p in c.chosen if (p.method, p.optim) == (method, optim)]
+            own = of_row(c.chosen, method, optim)
             xs, ys = [p.kept for p in own], [p.far for p in own]
             axes.errorbar(
                 np.mean(xs), np.mean(ys), xerr=_sd(xs), yerr=_sd(ys), ls="", marker="D", ms=8, capsize=2,
