@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from soul_cli.data.prompts import CHAT, TEMPLATES
-from soul_cli.models import Architecture
+from soul_cli.models import Architecture, untrained
 from soul_cli.optim.build import AdamW, Muon
 from soul_cli.train import TrainConfig
 from soul_cli.types import UserError
@@ -104,20 +104,16 @@ class EmbeddedModel(Model):
         """Write an untrained model and a byte-level BPE of the texts as a Hugging Face folder."""
         tokenizer = train_tokenizer(texts, self.vocab, self.max_length)
         torch.manual_seed(seed)
-        lm = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=self.hidden,
-                intermediate_size=self.inner,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                max_position_embeddings=self.max_length,
-                tie_word_embeddings=True,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        config = replace(self.architecture, vocab_size=len(tokenizer)).lm_config()
+        config.update(
+            {
+                "max_position_embeddings": self.max_length,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
         )
+        lm = untrained(config, "float32")
         lm.save_pretrained(out)
         tokenizer.save_pretrained(out)
 
