@@ -204,7 +204,7 @@ def widened(batch: Batch, width: int) -> Batch:
     old = batch.input_ids.shape[1]
     where = batch.where // old * width + batch.where % old
     ids = pad(batch.input_ids, (0, width - old))
-    return Batch(ids, None, None, where, batch.targets, batch.owner, batch.answers)
+    return Batch(ids, None, None, where, batch.targets, batch.owner)
 
 
 def padding(effort: Effort) -> Lines:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from soul_cli.cache import file_digest
 from soul_cli.losses import token_logps, wide
 from soul_cli.optim.curvature import drawn_logps
-from soul_cli.types import Batch, UserError
+from soul_cli.types import Inputs, UserError
 
 STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
 
@@ -135,7 +135,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Predicted(NamedTuple):
-    """What an AnswerModel says of the T answer tokens of a batch."""
+    """What an AnswerModel says of the T targets of a batch."""
 
     logps: Tensor  # (T,) log-probability of each target, nats, float32 or wider
     best: Tensor | None = None  # (T,) the arg-max, where it was asked for
@@ -156,7 +156,7 @@ class AnswerModel(nn.Module):
                 raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
         self.lm = lm
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def hidden(self, batch: Inputs) -> Tensor:
         """Last hidden states at the answer positions, (T, D)."""
         states = self.lm.base_model(
             input_ids=batch.input_ids,
@@ -167,7 +167,7 @@ class AnswerModel(nn.Module):
         return states.flatten(0, 1)[batch.where]
 
     def forward(
-        self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
+        self, batch: Inputs, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
     ) -> Predicted:
         """labels: which tokens labels are drawn for (T,) and at which numbers (T,), see curvature.drawn_logps."""
         hidden = self.hidden(batch)

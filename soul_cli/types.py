@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -37,20 +37,29 @@ class Prompted:
 
 
 @dataclass
-class Batch:
-    """Right-padded rows, and where in them the answer tokens are predicted."""
+class Inputs:
+    """Right-padded rows, and where in them tokens are predicted."""
 
     input_ids: Tensor  # (B, L)
     position_ids: Tensor | None  # (B, L); None: 0..L-1
     mask: Tensor | None  # (B, 1, L, L) bool, True = may attend; None: plain causal
     where: Tensor  # (T,) flat index into (B * L): the position whose logits predict targets[t]
     targets: Tensor  # (T,)
-    owner: Tensor  # (T,) index of the answer each target belongs to, 0..A-1
-    answers: int  # A
 
-    def to(self, device: Any) -> Batch:
+    def to(self, device: Any) -> Self:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+
+@dataclass
+class Batch(Inputs):
+    """Rows of a prompt and its answer, whose answer tokens are predicted."""
+
+    owner: Tensor  # (T,) row each target belongs to
+
+    @property
+    def answers(self) -> int:
+        return len(self.input_ids)
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from soul_cli.data.batches import Step, by_length, collate, cycle, epoch_batches, plan_epoch, shares
+from soul_cli.data.trees import Tree, plant
+from soul_cli.evaluate.likelihood import score
 from soul_cli.models import AnswerModel
-from soul_cli.types import Batch, Prompted
+from soul_cli.types import Prompted
 
 tokens = st.lists(st.integers(3, 47), min_size=1, max_size=6).map(tuple)
-groups = st.builds(Prompted, tokens, st.lists(tokens, min_size=1, max_size=4).map(tuple))
-
-
-def by_owner(batch: Batch, values: Tensor) -> list[list[Any]]:
-    return [values[batch.owner == k].tolist() for k in range(batch.answers)]
+few_tokens = st.lists(st.integers(3, 5), min_size=1, max_size=5).map(tuple)  # that often begin alike
+answers = st.lists(tokens | few_tokens, min_size=1, max_size=5)
+groups = st.builds(Prompted, tokens, answers.map(tuple))
 
 
 # --- collate -----------------------------------------------------------------------------------------------
@@ -35,72 +34,89 @@ def test_collate_by_hand():
     assert (batch.answers, batch.mask, batch.position_ids) == (2, None, None)
 
 
-def test_collate_packs_answers_by_hand():
-    batch = collate([Prompted((5, 6), ((7, 2), (8,)))])
-    assert batch.position_ids is not None
-    assert batch.mask is not None
-    assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
-    assert batch.where.tolist() == [1, 2, 1]
-    assert batch.mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],  # the second answer does not see the first
+@given(st.lists(st.builds(Prompted, tokens, st.tuples(tokens)), min_size=1, max_size=4))
+def test_targets_are_the_answers_in_order(some: list[Prompted]):
+    batch = collate(some)
+    assert [tuple(batch.targets[batch.owner == k].tolist()) for k in range(batch.answers)] == [
+        row.answers[0] for row in some
     ]
 
 
-@given(st.lists(groups, min_size=1, max_size=4), st.booleans())
-def test_targets_are_the_answers_in_order(some: list[Prompted], score_prompt: bool):
-    batch = collate(some, score_prompt=score_prompt)
-    expected = [list(t) for g in some for t in ([g.prompt[1:]] if score_prompt else []) + list(g.answers)]
-    assert by_owner(batch, batch.targets) == expected
-    assert batch.answers == len(expected)
+# --- trees -------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_by_hand():
+    """Three answers, of which two begin with 7; no answer's last token is read."""
+    tree = Tree(Prompted((5, 6), ((7, 3, 2), (8, 2), (7, 4, 2))), score_prompt=True)
+    batch = plant([tree, Tree(Prompted((9,), ((4, 2),)))])
+    assert batch.position_ids is not None
+    assert batch.mask is not None
+    assert batch.input_ids.tolist() == [[5, 6, 7, 3, 8, 4], [9, 4, 0, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3], [0, 1, 0, 0, 0, 0]]
+    assert list(zip(batch.where.tolist(), batch.targets.tolist(), strict=True)) == [
+        (0, 6), (1, 7), (2, 3), (3, 2), (1, 8), (4, 2), (2, 4), (5, 2), (6, 4), (7, 2)
+    ]  # fmt: skip
+    assert tree.paths == [[0], [1, 2, 3], [4, 5], [1, 6, 7]]
+    assert batch.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],  # the second answer does not see the first
+        [1, 1, 1, 0, 0, 1],  # the third sees what it shares with the first
+    ]
+    assert batch.mask[1, 0, 2:].int().tolist() == torch.eye(6).int()[2:].tolist()
+
+
+def test_a_tree_without_branches_needs_no_mask():
+    batch = plant([Tree(Prompted((5, 6), ((7, 8, 2), (7, 8, 2))), score_prompt=True), Tree(Prompted((9,), ((4,),)))])
+    assert (batch.mask, batch.position_ids) == (None, None)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("score_prompt", [False, True])
-def test_packed_answers_score_as_alone(tiny_lm: Callable[..., Any], score_prompt: bool):
+def test_answers_score_as_alone(tiny_lm: Callable[..., Any], score_prompt: bool):
     model = AnswerModel(tiny_lm(torch.float64, spread=0.3))
 
-    @settings(max_examples=25)
-    @given(st.lists(groups, min_size=1, max_size=4))
-    def law(some: list[Prompted]) -> None:
-        batch = collate(some, score_prompt=score_prompt)
-        together = by_owner(batch, model(batch).logps)
-        alone = []
-        for group in some:
-            singles = [Prompted(group.prompt, (answer,)) for answer in group.answers]
-            logps = [full_logps(model, single) for single in singles]
+    @settings(max_examples=50)
+    @given(st.lists(groups, min_size=1, max_size=4), st.sampled_from([1, 30, 1000]))
+    def law(some: list[Prompted], budget: int) -> None:
+        together = score(model, some, budget=budget, score_prompt=score_prompt)
+        for group, scores in zip(some, together, strict=True):
             start = len(group.prompt) - 1
-            alone += [logps[0][:start]] if score_prompt else []
-            alone += [values[start:] for values in logps]
-        for a, b in zip(together, alone, strict=True):
-            assert a == pytest.approx(b, abs=1e-10)
+            alone = [full_logps(model, group.prompt, answer) for answer in group.answers]
+            expected = [alone[0][:start]] if score_prompt else []
+            expected += [values[start:] for values in alone]
+            for one, values in zip(scores, expected, strict=True):
+                assert [logp for logp, _ in values] == pytest.approx(one.logps, abs=1e-10)
+                assert tuple(best for _, best in values) == one.correct
 
     with torch.no_grad():
         law()
 
 
-def full_logps(model: AnswerModel, single: Prompted) -> list[float]:
-    """log p of every token but the first of prompt + answer, from the language model itself."""
-    ids = torch.tensor([[*single.prompt, *single.answers[0]]])
-    logps = model.lm(ids).logits[0, :-1].log_softmax(-1)
-    return logps.gather(1, ids[0, 1:, None])[:, 0].tolist()
+def full_logps(model: AnswerModel, prompt: tuple[int, ...], answer: tuple[int, ...]) -> list[tuple[float, int]]:
+    """log p of every token but the first, and whether it is the arg-max, from the language model itself."""
+    ids = torch.tensor([[*prompt, *answer]])
+    logits = model.lm(ids).logits[0, :-1]
+    logps = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return list(zip(logps.tolist(), (logits.argmax(-1) == ids[0, 1:]).int().tolist(), strict=True))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("packed", [False, True])
-def test_what_stands_in_the_padding_does_not_matter(tiny_lm: Callable[..., Any], packed: bool):
-    some = [Prompted((5, 6), ((7, 8, 2),)), Prompted((9,), ((4, 2), (3,)) if packed else ((4, 2),))]
+@pytest.mark.parametrize("branches", [False, True])
+def test_what_stands_in_the_padding_does_not_matter(tiny_lm: Callable[..., Any], branches: bool):
+    some = [Prompted((5, 6), ((7, 8, 2),)), Prompted((9,), ((4, 2), (3, 5)) if branches else ((4, 2),))]
     some.append(Prompted((4, 4, 4, 5), ((7, 7, 9, 9, 2),)))
-    batch, model = collate(some), AnswerModel(tiny_lm(spread=0.3))
-    before = model(batch).logps
-    lengths = torch.tensor([len(g) for g in some])
-    pads = torch.arange(batch.input_ids.shape[1]) >= lengths[:, None]
-    assert pads.any()
-    batch.input_ids[pads] = 33
-    assert torch.equal(model(batch).logps, before)
+    trees, model = [Tree(g) for g in some], AnswerModel(tiny_lm(spread=0.3))
+    batches = [(plant(trees), [len(t) for t in trees])]
+    batches += [] if branches else [(collate(some), [len(g) for g in some])]
+    for batch, lengths in batches:
+        before = model(batch).logps
+        pads = torch.arange(batch.input_ids.shape[1]) >= torch.tensor(lengths)[:, None]
+        assert pads.any()
+        batch.input_ids[pads] = 33
+        assert torch.equal(model(batch).logps, before)
 
 
 # --- plans -------------------------------------------------------------------------------------------------

@@ -142,6 +142,29 @@ def test_prompts_without_room_get_no_answer(lm: Any):
     assert greedy(lm, [], eos=2, max_total=9, budget=9) == []
 
 
+def test_what_is_known_to_be_said_is_not_decoded_again(lm: Any, monkeypatch: pytest.MonkeyPatch):
+    """From any right beginning on, the answers are the same, and the model is asked less."""
+    free = expected(lm, None)
+    eos = free[0][3]
+    answers = [[*a[: a.index(eos)], eos] if eos in a else a for a in free]
+    plain = greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, budget=60)
+    for cut in (0, 1, 4, MAX_TOTAL):
+        begun = [tuple(a[: (cut * (i + 1)) // 4]) for i, a in enumerate(answers)]
+        made = greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, begun=begun, budget=60)
+        assert made == plain
+    asked: list[int] = []
+    monkeypatch.setattr(lm, "forward", lambda *args, **options: asked.append(1))
+    assert greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, begun=[tuple(a) for a in answers], budget=60) == plain
+    assert not asked
+    short = greedy(lm, PROMPTS, eos=eos, max_total=99, most_new=[2] * 8, begun=[tuple(a) for a in answers], budget=60)
+    assert short == [a[:2] for a in plain]
+
+
+def test_recited_ends_before_the_first_miss():
+    for correct, expected in (((1, 1, 0, 1), 2), ((0, 1), 0), ((1, 1), 2)):
+        assert Scored((-1.0,) * len(correct), correct).recited == expected
+
+
 # --- rows --------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from soul_cli.optim.curvature import GaussNewtonBartlett, uniforms
 from soul_cli.types import Prompted
 
 VOCAB, TOKENS = 48, 11
-GROUPS = [Prompted((5, 6), ((7, 8, 2, 9),)), Prompted((9,), ((4, 2), (3,))), Prompted((4, 4, 5), ((7, 7, 9, 2),))]
+GROUPS = [Prompted((5, 6), ((7, 8, 2, 9),)), Prompted((9,), ((4, 2, 3),)), Prompted((4, 4, 5), ((7, 7, 9, 2),))]
 KEEP = torch.arange(TOKENS) % 3 != 1
 
 
@@ -74,9 +74,10 @@ def test_under_autocast_the_backward_computes_what_the_forward_did(tiny_lm: Call
 
 def test_scores_do_not_depend_on_how_many_logits_stand(tiny_lm: Callable[..., Any], monkeypatch: Any) -> None:
     model = AnswerModel(tiny_lm(torch.float64, vocab=VOCAB, spread=0.3))
-    expected = score(model, GROUPS, budget=99, score_prompt=True)
+    groups = [*GROUPS, Prompted((9, 4), ((4, 2), (3,), (4, 5)))]
+    expected = score(model, groups, budget=99, score_prompt=True)
     monkeypatch.setattr(models, "STANDING", 2 * VOCAB)
-    for some, others in zip(score(model, GROUPS, budget=99, score_prompt=True), expected, strict=True):
+    for some, others in zip(score(model, groups, budget=99, score_prompt=True), expected, strict=True):
         for a, b in zip(some, others, strict=True):
             assert a.logps == pytest.approx(b.logps, abs=1e-12)
             assert a.correct == b.correct

@@ -211,7 +211,7 @@ def test_ga_never_touches_the_retain_rows(tiny_lm: MakeLM, tmp_path: Path):
 
 def test_forget_rows_are_those_of_the_epoch(tiny_lm: MakeLM, tmp_path: Path):
     def forget(epoch: int) -> list[Prompted]:
-        return [Prompted((5,), ((6,) * (10 * epoch + i), (2,))) for i in range(1, 5)]
+        return [Prompted((5,), ((*(6,) * (10 * epoch + i), 2),)) for i in range(1, 5)]
 
     records = train(tiny_lm(), tmp_path, GA("ga"), settings=config(epochs=3, batch_size=4), forget=forget)
     assert [r["tokens"] for r in records] == [sum(map(len, forget(e))) for e in range(3)]

@@ -13,59 +13,25 @@ from soul_cli.types import Batch, Prompted
 BUCKET = 16  # batches that are sorted by length together
 
 
-def collate(groups: Sequence[Prompted], *, score_prompt: bool = False) -> Batch:
-    """Right-pad groups to one batch.
+def collate(rows: Sequence[Prompted]) -> Batch:
+    """Right-pad rows of one answer each to a batch.
 
-    A group with several answers becomes one row: the prompt once, then the answers side by side; each answer sees
-    the prompt and itself only, and its positions continue the prompt's.  Owners count the answers in order; with
-    score_prompt every group's prompt (without its first token) comes before its answers as one owner more.
-    Pads need no mask in a plain causal row: they stand after every real token.
+    Pads need no mask in a causal model: they stand after every real token.
     """
-    width = max(map(len, groups))
-    packed = any(len(g.answers) > 1 for g in groups)
-    input_ids = torch.zeros(len(groups), width, dtype=torch.long)
-    position_ids = torch.zeros_like(input_ids)
-    segment = torch.full_like(input_ids, -1)  # 0 prompt, 1.. answers, -1 pad
+    width = max(map(len, rows))
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
     where: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
-    owners = 0
-    for b, group in enumerate(groups):
-        p = len(group.prompt)
-        input_ids[b, :p] = torch.tensor(group.prompt)
-        position_ids[b, :p] = torch.arange(p)
-        segment[b, :p] = 0
-        if score_prompt:
-            where += range(b * width, b * width + p - 1)
-            targets += group.prompt[1:]
-            owner += [owners] * (p - 1)
-            owners += 1
-        at = p
-        for k, answer in enumerate(group.answers):
-            n = len(answer)
-            input_ids[b, at : at + n] = torch.tensor(answer)
-            position_ids[b, at : at + n] = torch.arange(p, p + n)
-            segment[b, at : at + n] = k + 1
-            # the prompt's last token predicts the first answer token, each answer token the next
-            where += [b * width + p - 1, *range(b * width + at, b * width + at + n - 1)]
-            targets += answer
-            owner += [owners] * n
-            owners += 1
-            at += n
-    mask = None
-    if packed:
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        own = segment[:, :, None] == segment[:, None, :]
-        mask = (causal & (own | (segment[:, None, :] == 0)))[:, None]
-    return Batch(
-        input_ids,
-        position_ids if packed else None,
-        mask,
-        torch.tensor(where),
-        torch.tensor(targets),
-        torch.tensor(owner),
-        owners,
-    )
+    for b, row in enumerate(rows):
+        (answer,) = row.answers
+        input_ids[b, : len(row)] = torch.tensor([*row.prompt, *answer])
+        # the prompt's last token predicts the first answer token, each answer token the next
+        start = b * width + len(row.prompt) - 1
+        where += range(start, start + len(answer))
+        targets += answer
+        owner += [b] * len(answer)
+    return Batch(input_ids, None, None, torch.tensor(where), torch.tensor(targets), torch.tensor(owner))
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -20,6 +20,7 @@ def greedy(
     eos: int,
     max_total: int,
     most_new: Sequence[int] | None = None,
+    begun: Sequence[tuple[int, ...]] | None = None,
     budget: int,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda n: None,
@@ -27,14 +28,20 @@ def greedy(
     """The greedy continuation of each prompt, without its EOS; prompt + answer have at most max_total tokens.
 
     most_new: for each prompt the most tokens to generate, where max_total leaves more.
+    begun: what each continuation is known to begin with, EOS included where it is known to end (`Scored.recited`).
     budget: padded tokens a batch.  Prompts are batched by length and padded on the left.  A row that has ended leaves
     the batch, cache and all, as soon as that frees a quarter of it.
     """
-    outputs: list[list[int]] = [[] for _ in prompts]
     room = [max_total - len(p) for p in prompts]
     if most_new is not None:
         room = [min(r, n) for r, n in zip(room, most_new, strict=True)]
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    outputs: list[list[int]] = [[] for _ in prompts]
+    if begun is not None:
+        outputs = [list(ids[: max(0, r)]) for ids, r in zip(begun, room, strict=True)]
+        room = [r - len(ids) if ids[-1:] != [eos] else 0 for ids, r in zip(outputs, room, strict=True)]
+        prompts = [(*p, *ids) for p, ids in zip(prompts, outputs, strict=True)]
+    order = sorted((i for i, r in enumerate(room) if r > 0), key=lambda i: (len(prompts[i]), i))
+    progress(len(prompts) - len(order))
     while order:
         indices: list[int] = []
         most = 0
@@ -46,7 +53,7 @@ def greedy(
         order = order[len(indices) :]
         _decode(lm, prompts, indices, outputs, eos, [room[i] for i in indices], autocast)
         progress(len(indices))
-    return outputs
+    return [ids[:-1] if ids[-1:] == [eos] else ids for ids in outputs]
 
 
 def _decode(
@@ -67,7 +74,7 @@ def _decode(
     rows = torch.tensor(indices, device=device)
     cache = None
     made: list[tuple[torch.Tensor, torch.Tensor]] = []  # (row, token) of every kept token
-    active = room > 0
+    active = torch.ones_like(rows, dtype=torch.bool)
     count = 0
     while bool(active.any()):
         if int(active.sum()) <= 0.75 * len(active):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from soul_cli import cost
-from soul_cli.data.batches import by_length, collate
+from soul_cli.data.batches import by_length
+from soul_cli.data.trees import Tree, plant
 from soul_cli.models import AnswerModel
 from soul_cli.types import Prompted
 
@@ -29,6 +30,11 @@ class Scored:
         """Mean nats per token."""
         return -sum(self.logps) / len(self.logps)
 
+    @property
+    def recited(self) -> int:
+        """Tokens that greedy decoding begins with: those before the first that is not the arg-max."""
+        return self.correct.index(0) if 0 in self.correct else len(self.correct)
+
 
 @torch.inference_mode()
 def score(
@@ -43,23 +49,23 @@ def score(
     """Per group one Scored an answer, in order; with score_prompt the prompt's own (less its first token) first.
 
     budget: padded tokens a batch.  Groups are batched by length; the result does not depend on the batching.
+    A prompt is read once, and so is what several answers to it begin with.
     """
     device = next(model.parameters()).device
+    trees = [Tree(g, score_prompt=score_prompt) for g in groups]
     results: list[list[Scored]] = [[] for _ in groups]
-    for indices in by_length([len(g) for g in groups], budget):
-        batch = collate([groups[i] for i in indices], score_prompt=score_prompt).to(device)
+    for indices in by_length([len(t) for t in trees], budget):
+        batch = plant([trees[i] for i in indices]).to(device)
         with autocast():
             logps, best, _ = model(batch, with_best=True)
         cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
-        logps, correct = logps.cpu(), (best == batch.targets).int().cpu()
-        sizes = torch.bincount(batch.owner.cpu(), minlength=batch.answers).tolist()
-        scores = iter(
-            [
-                Scored(tuple(a.tolist()), tuple(b.tolist()))
-                for a, b in zip(logps.split(sizes), correct.split(sizes), strict=True)
-            ]
-        )
+        values, correct = logps.tolist(), (best == batch.targets).int().tolist()
+        start = 0
         for i in indices:
-            results[i] = [next(scores) for _ in range(len(groups[i].answers) + score_prompt)]
+            results[i] = [
+                Scored(tuple(values[start + k] for k in path), tuple(correct[start + k] for k in path))
+                for path in trees[i].paths
+            ]
+            start += len(trees[i].pairs)
         progress(len(indices))
     return results

@@ -176,12 +176,15 @@ class Copyright:
                         rows.append({"split": split, "index": i, "prompt_words": words, "wording": wording,
                                      "question": parts[0], "gold": parts[1]})  # fmt: skip
         pairs = [encoder.pair(r["question"], r["gold"]) for r in rows]
+        done = counting(progress, "scoring", len(rows))
+        scored = [s for (s,) in score(AnswerModel(lm), pairs, budget=config.batch_tokens, progress=done)]
         made = greedy(
             lm,
             [encoder.prompt(r["question"]) for r in rows],
             eos=encoder.tokenizer.eos_token_id,
             max_total=encoder.max_length,
             most_new=[len(p.answers[0]) for p in pairs],
+            begun=[p.answers[0][: s.recited] for p, s in zip(pairs, scored, strict=True)],  # known, not decoded again
             budget=config.batch_tokens,
             progress=counting(progress, "generating", len(rows)),
         )

@@ -54,8 +54,8 @@ class TOFU:
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
     ) -> list[Row]:
         rows = [self._text_row(split, i, item, encoder) for i, item in enumerate(items)]
-        self._add_scores(rows, items, lm, encoder, config, progress)
-        self._add_generations(rows, items, lm, encoder, config, progress)
+        begun = self._add_scores(rows, items, lm, encoder, config, progress)
+        self._add_generations(rows, items, begun, lm, encoder, config, progress)
         return rows
 
     @staticmethod
@@ -71,8 +71,8 @@ class TOFU:
     @staticmethod
     def _add_scores(
         rows: list[Row], items: list[QA], lm: Any, encoder: Encoder, config: EvalConfig, progress: Progress
-    ) -> None:
-        """All answers to one question in one forward; the prompt is read once."""
+    ) -> list[tuple[int, ...]]:
+        """All answers to one question in one forward.  -> how much of its own answer greedy decoding begins with."""
         plan: list[tuple[int, str, Prompted]] = []
         for i, item in enumerate(items):
             paraphrase = [item.paraphrased_answer] if item.paraphrased_answer else []
@@ -83,6 +83,7 @@ class TOFU:
                 plan += [(i, "asked", g) for g in encoder.group(item.paraphrased_question, asked)]
         scores: dict[tuple[int, str], list[Scored]] = {}
         prompts: dict[int, Scored] = {}
+        begun: dict[int, tuple[int, ...]] = {}
         results = score(
             AnswerModel(lm),
             [g for _, _, g in plan],
@@ -90,10 +91,11 @@ class TOFU:
             score_prompt=True,
             progress=counting(progress, "scoring", len(plan)),
         )
-        for (i, kind, _), (prompt, *answers) in zip(plan, results, strict=True):
+        for (i, kind, group), (prompt, *answers) in zip(plan, results, strict=True):
             scores.setdefault((i, kind), []).extend(answers)
             if kind == "own":
                 prompts.setdefault(i, prompt)
+                begun.setdefault(i, group.answers[0][: answers[0].recited])
         for i, (row, item) in enumerate(zip(rows, items, strict=True)):
             answer, *others = scores[i, "own"]
             row["nll"] = answer.nll
@@ -107,11 +109,13 @@ class TOFU:
                 right, *wrong = scores[i, "asked"]
                 row["asked_paraphrased_nll"] = right.nll
                 row["asked_perturbed_nll"] = [s.nll for s in wrong]
+        return [begun[i] for i in range(len(items))]
 
     @staticmethod
     def _add_generations(
-        rows: list[Row], items: list[QA], lm: Any, encoder: Encoder, config: EvalConfig, progress: Progress
-    ) -> None:
+        rows: list[Row], items: list[QA], begun: list[tuple[int, ...]], lm: Any, encoder: Encoder,
+        config: EvalConfig, progress: Progress,
+    ) -> None:  # fmt: skip
         places = [(i, "generation", item.question) for i, item in enumerate(items)]
         places += [
             (i, "asked_generation", item.paraphrased_question)
@@ -123,6 +127,7 @@ class TOFU:
             [encoder.prompt(question) for _, _, question in places],
             eos=encoder.tokenizer.eos_token_id,
             max_total=config.max_total,
+            begun=[begun[i] if key == "generation" else () for i, key, _ in places],
             budget=config.batch_tokens,
             progress=counting(progress, "generating", len(places)),
         )
