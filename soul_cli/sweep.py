@@ -99,7 +99,7 @@ class Members(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Outcome]:
         """Run all members; ends with their table and, where some failed, with an error that names them."""
         members = expand(self.grids, self._given(arguments))
-        if self.choose is None:
+        if self.choose is None or self.config.plan:  # a plan leaves nothing to choose by
             outcomes = self._run(members)
             show(outcomes)
         else:

@@ -50,15 +50,17 @@ def test_mean_sd_and_n(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_method_without_an_optimizer_is_one_row(tmp_path: Path) -> None:
+def test_a_method_without_an_optimizer_is_a_row_a_solver(tmp_path: Path) -> None:
     three_rows(tmp_path)
     for seed, rouge in enumerate((0.1, 0.3)):
         write_run(tmp_path, seed, rouge, "method=iu", "optim=lion" if seed else "optim=soul")
+    write_run(tmp_path, 0, 0.4, "method=iu", "method.solver=cg")
     long = long_table(find_runs([tmp_path])).set_index(["method", "optim", "metric"])
-    assert list(dict.fromkeys(long.index))[-1][:2] == ("iu", "")
-    row = long.loc["iu", "", "forget_rougeL"]
+    row = long.loc["iu", "diagonal", "forget_rougeL"]
     assert (row["mean"], row["n"]) == (pytest.approx(0.2), 2)
-    assert report(arguments([str(tmp_path)])).count("| iu | - | 2 |")
+    assert long.loc["iu", "cg", "forget_rougeL"]["mean"] == pytest.approx(0.4)
+    text = report(arguments([str(tmp_path)]))
+    assert (text.count("| iu | diagonal | 2 |"), text.count("| iu | cg | 1 |")) == (1, 1)
 
 
 def test_markdown(tmp_path: Path) -> None:

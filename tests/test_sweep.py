@@ -155,5 +155,11 @@ def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_
     assert "**npo, soul** against adamw" in text
 
 
+def test_a_sweep_that_chooses_is_planned_setting_by_setting(data: Path, tmp_path: Path) -> None:
+    text = finish(start(data, tmp_path / "c", tmp_path, "sweep=compare", "method=npo", "optim=soul", "plan=true"))
+    assert text.count("member ") == 6  # rates and retain weights
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
 def _limit(metrics: Path) -> int:
     return OmegaConf.load(metrics.parent / "config.yaml").eval.limit

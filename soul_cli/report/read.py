@@ -60,10 +60,14 @@ class Run:
 
     @property
     def row(self) -> tuple[str, str] | None:
-        """(method, optimizer) of the unlearned row; None where the run only evaluates."""
+        """(method, optimizer) of the unlearned row; None where the run only evaluates.
+
+        In place of the optimizer stands the solver of a method that has one.
+        """
         if "this_run" not in self.content["models"]:
             return None
-        return self.content["method"], self.content["optim"] if self.trained else ""
+        how = self.content["optim"] or self.config.get("method.solver", "")
+        return self.content["method"], how if self.trained else ""
 
     @property
     def seed(self) -> int:
