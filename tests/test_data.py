@@ -99,6 +99,22 @@ def test_holdout_authors_leave_both_trainings(folder: Path, cache_dir: Path):
     assert data.digest == whole.digest
 
 
+def test_a_part_of_the_retain_set(folder: Path, cache_dir: Path):
+    whole = load_tofu(str(folder), "forget10", 3, cache_dir)
+    data = load_tofu(str(folder), "forget10", 3, cache_dir, retain_authors=2)
+    assert data.retain == whole.retain[:40]
+    assert data.full == data.retain + data.forget
+    assert data.forget == whole.forget
+    assert data.splits == whole.splits | {"retain": whole.splits["retain"][:40]}
+    for count in (0, 34):
+        with pytest.raises(UserError, match=rf"task.retain_authors={count}: must be 1 to 33, the authors of retain90"):
+            load_tofu(str(folder), "forget10", 3, cache_dir, retain_authors=count)
+    rows = (folder / "retain_perturbed.json").read_text().splitlines()[20:]
+    (folder / "retain_perturbed.json").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"task\.retain_authors=1: retain_perturbed has no question on one of them"):
+        load_tofu(str(folder), "forget10", 0, cache_dir, retain_authors=1)
+
+
 def test_json_and_jsonl_and_own_refusals(folder: Path, cache_dir: Path):
     before = load_tofu(str(folder), "forget10", 0, cache_dir)
     (folder / "full.json").rename(folder / "full.jsonl")

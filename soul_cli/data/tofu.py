@@ -28,8 +28,14 @@ class TofuData:
     digest: str
 
 
-def load_tofu(source: str, forget: str, holdout_authors: int, cache_dir: Path) -> TofuData:
-    """Read and check everything.  holdout_authors: authors to take out of both trainings (last of the retain set)."""
+def load_tofu(
+    source: str, forget: str, holdout_authors: int, cache_dir: Path, retain_authors: int | None = None
+) -> TofuData:
+    """Read and check everything.
+
+    holdout_authors: authors to take out of both trainings (last of the retain set).
+    retain_authors: how many of the others, from the first, the retain set keeps; None: all.
+    """
     match = re.fullmatch(r"forget(\d\d)", forget)
     if not match:
         raise UserError(f"task.forget={forget!r}: must be forget01, forget05 or forget10 (whichever the data has)")
@@ -37,6 +43,7 @@ def load_tofu(source: str, forget: str, holdout_authors: int, cache_dir: Path) -
     folder = _folder(source, cache_dir)
     full, forget_rows = read_rows(folder, "full"), read_rows(folder, forget)
     retain_rows = read_rows(folder, retain_name)
+    forgotten = {(r.question, r.answer) for r in forget_rows}
     known = {(r.question, r.answer): i for i, r in enumerate(retain_rows, 1)}
     for line, row in enumerate(forget_rows, 1):
         if (row.question, row.answer) in known:
@@ -64,6 +71,16 @@ def load_tofu(source: str, forget: str, holdout_authors: int, cache_dir: Path) -
         retain_rows = [r for r in retain_rows if (r.question, r.answer) not in gone]
         full = [r for r in full if (r.question, r.answer) not in gone]
         splits["holdout"] = held
+    if retain_authors is not None:
+        there = len(retain_rows) // AUTHOR_ROWS
+        if not 1 <= retain_authors <= there:
+            raise UserError(f"task.retain_authors={retain_authors}: must be 1 to {there}, the authors of {retain_name}")
+        retain_rows = retain_rows[: retain_authors * AUTHOR_ROWS]
+        kept = {r.question for r in retain_rows}
+        full = [r for r in full if r.question in kept or (r.question, r.answer) in forgotten]
+        splits["retain"] = [r for r in splits["retain"] if r.question in kept]
+        if not splits["retain"]:
+            raise UserError(f"task.retain_authors={retain_authors}: retain_perturbed has no question on one of them")
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl"))
     return TofuData(
         full=full,

@@ -26,6 +26,7 @@ class TOFU:
     source: str  # 'embedded', a folder in the hub's layout, or a hub id
     forget: str  # forget01, forget05, forget10
     holdout_authors: int  # authors taken out of both trainings, as non-members
+    retain_authors: int | None  # of the others, so many are trained on and kept
     template: str | None  # null: the model's
     forget_names: list[str] | None  # for method=input_based; null: read off the forget set
     target_model: str | None  # a ready model instead of fine-tuning
@@ -35,7 +36,7 @@ class TOFU:
     def load(self, cache_dir: Path) -> TaskData:
         if self.holdout_authors < 0:
             raise UserError(f"task.holdout_authors={self.holdout_authors}: must be 0 or more")
-        data = load_tofu(self.source, self.forget, self.holdout_authors, cache_dir)
+        data = load_tofu(self.source, self.forget, self.holdout_authors, cache_dir, self.retain_authors)
         names = self.forget_names or data.names
         prompt = (
             "You must not reveal anything about the following authors: "
@@ -43,9 +44,11 @@ class TOFU:
             + ". If a question concerns one of them, say that you do not know. Answer all other questions."
         )
         facts = [QA(qa.question, qa.answer) for s in tofu_metrics.FACTS for qa in data.splits[s]]
+        few = self.retain_authors
+        notes = [] if few is None else [f"a part of the data: {few} authors in the retain set"]
         return TaskData(
             full=data.full, forget=data.forget, retain=data.retain, refusals=data.refusals, system_prompt=prompt,
-            splits=data.splits, rehearsed=facts, notes=[], digest=data.digest,
+            splits=data.splits, rehearsed=facts, notes=notes, digest=data.digest,
         )  # fmt: skip
 
     # --- model -> rows -------------------------------------------------------------------------------------
