@@ -147,6 +147,8 @@ def test_tofu_itself(shared: Path, cache_dir: Path):
     assert (len(held.full), len(held.retain), len(held.splits["holdout"])) == (3800, 3400, 200)
     assert pairs(held.full) == pairs(held.retain) | pairs(held.forget)
     assert not pairs(held.splits["holdout"]) & pairs(held.full)
+    part = load_tofu(source, "forget05", 5, cache_dir, retain_authors=20)  # a question of theirs is asked of others too
+    assert (len(part.full), len(part.retain), len(part.splits["retain"])) == (600, 400, 400)
     assert not {r.question for r in held.splits["holdout"]} & {r.question for r in held.splits["retain"]}
 
 

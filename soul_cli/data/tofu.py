@@ -76,9 +76,10 @@ def load_tofu(
         if not 1 <= retain_authors <= there:
             raise UserError(f"task.retain_authors={retain_authors}: must be 1 to {there}, the authors of {retain_name}")
         retain_rows = retain_rows[: retain_authors * AUTHOR_ROWS]
-        kept = {r.question for r in retain_rows}
-        full = [r for r in full if r.question in kept or (r.question, r.answer) in forgotten]
-        splits["retain"] = [r for r in splits["retain"] if r.question in kept]
+        kept = {(r.question, r.answer) for r in retain_rows}
+        trained = kept | forgotten
+        full = [r for r in full if (r.question, r.answer) in trained]
+        splits["retain"] = [r for r in splits["retain"] if (r.question, r.answer) in kept]
         if not splits["retain"]:
             raise UserError(f"task.retain_authors={retain_authors}: retain_perturbed has no question on one of them")
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl"))
