@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,6 +125,36 @@ def test_mistakes_end_with_one_message(data: Path, tmp_path: Path, arguments: li
     assert "Traceback" not in text
     assert text.count("error:") == 1
     assert all(w in text for w in words), text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mount") is None or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder]):
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.check_call(["umount", folder])
+
+
+@pytest.mark.parametrize("full", ["cache", "out"])
+def test_full_disk_ends_with_one_message_and_spares_what_is_there(
+    data: Path, small_disk: Path, tmp_path: Path, full: str
+) -> None:
+    places = {name: (small_disk if name == full else tmp_path) / name for name in ("cache", "out")}
+    finish(start(data, places["cache"], places["out"]))
+    before = {p: p.read_bytes() for p in places[full].rglob("*") if p.is_file()}
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    text = finish(start(data, places["cache"], places["out"], "target_seed=1"), code=2)
+    assert "Traceback" not in text
+    assert "no space left on the disk" in text
+    assert {p: p.read_bytes() for p in before} == before
+    filler.unlink()
+    finish(start(data, places["cache"], places["out"], "target_seed=1"))
 
 
 def test_full_memory_and_disk_are_explained() -> None:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from runs import TINY, finish, numbers, only_run
@@ -486,16 +487,19 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_killed_run_goes_on_as_a_command(pair: Pair, data: Path, alone: Path, tmp_path: Path) -> None:
-    arguments, deadline = command(data, alone, f"output_dir={tmp_path}"), time.monotonic() + 240
-    pair.begin(ran, arguments)
+def test_run_whose_process_dies_ends_and_goes_on(data: Path, alone: Path, tmp_path: Path) -> None:
+    arguments = ["-m", "soul_cli.cli", *command(data, alone, f"output_dir={tmp_path}")]
+    process, deadline = launch(*arguments), time.monotonic() + 240
     while not list(tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")):
-        assert pair.alive()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    pair.kill()
+    psutil.Process(process.pid).children()[1].kill()
+    died = time.monotonic()
+    assert "Signal 9 (SIGKILL)" in finish(process, code=1)
+    assert time.monotonic() - died < 60
     assert not list(tmp_path.rglob("metrics.json"))
-    text = finish(launch("-m", "soul_cli.cli", *arguments))
+    text = finish(launch(*arguments))
     assert_close(numbers(tmp_path), numbers(alone / "out"))
     assert_close(curve(tmp_path), curve(alone / "out"))
     assert text.count("evaluating the unlearned model") == 1  # one process speaks
