@@ -42,6 +42,7 @@ from bench_setup import (
     rate_of_copies,
     rate_of_products,
     seconds,
+    teach,
     tokens,
 )
 from torch.nn.functional import pad
@@ -88,35 +89,44 @@ def difference(ours: list[Row], theirs: list[Row]) -> float:
 
 def evaluation(effort: Effort) -> Lines:
     for size in effort.sizes:
-        lm, n = language_model(size), effort.evaluated[size]
+        n = effort.evaluated[size]
+        lm = language_model(size)
         let_answers_end(lm)
-        rows: dict[str, list[Row]] = {}
+        yield from _evaluation(effort, lm, size, "")
+        if size in effort.taught:
+            lm = language_model(size)
+            teach(lm, pairs(size, n, 0), 1 if effort is SHORT else 100)
+            yield from _evaluation(effort, lm, size, ", of a model that recites")
 
-        def keep(name: str, run: Callable[[], list[Row]], rows: dict[str, list[Row]] = rows) -> Callable[[], None]:
-            return lambda: rows.update({name: run()})
 
-        theirs = partial(evaluate_in_batches, lm, encoder(size), questions(n, 0), max_total=200)
-        took = seconds(
-            {
-                "ours": keep("ours", partial(evaluate, lm, size, n)),
-                "loop": keep("loop", partial(theirs, size=1)),
-                "batched": keep("batched", partial(theirs, size=32)),
-            },
-            effort.repeats,
-        )
-        for name, what, goal in (("loop", "batch 1", 8.0), ("batched", "batches of 32 in order", 2.5)):
-            yield Measured(
-                f"TOFU evaluation, all metrics, against {what}", size, took[name] / took["ours"], (">=", goal),
-                f"{n} rows: {took['ours']:.1f} s against {took[name]:.1f} s; "
-                f"largest difference {difference(rows['ours'], rows[name]):.0e}",
-                "on a CPU scoring is bound by arithmetic, of which sharing the prompt saves about a third",
-            )  # fmt: skip
+def _evaluation(effort: Effort, lm: Any, size: str, whose: str) -> Lines:
+    n, rows = effort.evaluated[size], dict[str, list[Row]]()
+
+    def keep(name: str, run: Callable[[], list[Row]]) -> Callable[[], None]:
+        return lambda: rows.update({name: run()})
+
+    theirs = partial(evaluate_in_batches, lm, encoder(size), questions(n, 0), max_total=200)
+    took = seconds(
+        {
+            "ours": keep("ours", partial(evaluate, lm, size, n)),
+            "loop": keep("loop", partial(theirs, size=1)),
+            "batched": keep("batched", partial(theirs, size=32)),
+        },
+        effort.repeats,
+    )
+    for name, what, goal in (("loop", "batch 1", 8.0), ("batched", "batches of 32 in order", 2.5)):
+        yield Measured(
+            f"TOFU evaluation, all metrics{whose}, against {what}", size, took[name] / took["ours"], (">=", goal),
+            f"{n} rows: {took['ours']:.1f} s against {took[name]:.1f} s; "
+            f"largest difference {difference(rows['ours'], rows[name]):.0e}",
+            "on a CPU scoring is bound by arithmetic, of which sharing prompts and beginnings saves less than half",
+        )  # fmt: skip
 
 
 def growth(effort: Effort) -> Lines:
-    """Rows x1, x4, x16: seconds and memory; then the length of the rows."""
+    """Rows x1, x4, x16: seconds and memory; then the size of the model; then the length of the rows."""
     size = effort.sizes[0]
-    base = effort.evaluated[size] // (1 if effort is SHORT else 4)
+    base = effort.evaluated[size]
     lm = language_model(size)
     let_answers_end(lm)
     took = seconds({str(k): partial(evaluate, lm, size, base * k) for k in effort.multiples}, effort.repeats)
@@ -128,13 +138,34 @@ def growth(effort: Effort) -> Lines:
         )  # fmt: skip
         yield Measured(
             f"evaluation, memory at {k} times the rows", size, memory[str(k)] / memory["1"], ("<=", 1.1),
-            f"{memory[str(k)]:.0f} MiB, {memory['1']:.0f} MiB", "a batch is only full with more rows",
+            f"{memory[str(k)]:.0f} MiB, {memory['1']:.0f} MiB",
         )  # fmt: skip
+    yield from _by_size(effort)
     model = AnswerModel(language_model(size))
     for length in effort.lengths:
         rows = [Prompted((5,) * 16, (tuple([7] * (length - 16)),))] * (1024 // length)
         one = seconds({"": lambda rows=rows: forward_backward(model, collate(rows))}, effort.repeats)[""]
         yield Measured("training, tokens/s by length of the rows", f"{size}, {length}", 1024 / one, None, "1024 tokens")
+
+
+def _by_size(effort: Effort) -> Lines:
+    """An evaluation and a training step per parameter, against those of the smallest model."""
+    few, params, models = 8, dict[str, int](), dict[str, Any]()
+    for size in effort.sizes:
+        models[size] = language_model(size)
+        let_answers_end(models[size])
+        params[size] = sum(p.numel() for p in models[size].parameters())
+    evaluated = seconds({s: partial(evaluate, lm, s, few) for s, lm in models.items()}, effort.repeats)
+    steps = {s: stepper(trainer(s, Finetune("finetune"), "adamw", effort), 1) for s in effort.sizes}
+    trained = seconds(steps, effort.repeats)
+    first = effort.sizes[0]
+    for size in effort.sizes[1:]:
+        for what, took in (("evaluation", evaluated), ("training step", trained)):
+            yield Measured(
+                f"{what}, time a parameter against {first}", size,
+                took[size] / took[first] * params[first] / params[size], ("<=", 1.0),
+                f"{took[size]:.2f} s with {params[size]:.2e} parameters, {took[first]:.2f} s with {params[first]:.2e}",
+            )  # fmt: skip
 
 
 def evaluate_anew(size: str, rows: int) -> None:

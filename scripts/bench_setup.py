@@ -18,8 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.base_models import train_tokenizer
 from soul_cli.cache import write_text
+from soul_cli.data.batches import collate, epoch_batches
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
+from soul_cli.models import AnswerModel
 from soul_cli.types import QA, Prompted
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary
@@ -39,6 +41,7 @@ class Effort:
     sizes: tuple[str, ...]
     repeats: int
     evaluated: dict[str, int]
+    taught: tuple[str, ...]  # sizes at which a model that recites is evaluated too
     batch: int
     batches: int
     multiples: tuple[int, ...]  # of the rows of an evaluation
@@ -46,8 +49,9 @@ class Effort:
     members: int  # of the sweep
 
 
-FULL = Effort(("2M", "12M", "135M"), 3, {"2M": 100, "12M": 100, "135M": 40}, 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
-SHORT = Effort(("tiny",), 1, {"tiny": 3}, 2, 2, (1, 2), (64, 128), 2)
+ROWS = {"2M": 100, "12M": 100, "135M": 20}
+FULL = Effort(("2M", "12M", "135M"), 3, ROWS, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
+SHORT = Effort(("tiny",), 1, {"tiny": 3}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
 
 
 @dataclass
@@ -145,6 +149,22 @@ def let_answers_end(lm: Any) -> None:
         out.logits[:, -1, 2] = torch.where(chance < (position - start) / square, 1e4, out.logits[:, -1, 2])
 
     lm.register_forward_hook(end, with_kwargs=True)
+
+
+def teach(lm: Any, rows: Sequence[Prompted], most: int) -> None:
+    """Train a model on the rows, at most so many passes, until it recites them: an original model, or what was kept."""
+    model, optimizer = AnswerModel(lm.train()), torch.optim.AdamW(lm.parameters(), lr=1e-3, fused=True)
+    for epoch in range(most):
+        losses = []
+        for indices in epoch_batches([len(r) for r in rows], 8, 0, epoch):
+            loss = -model(collate([rows[i] for i in indices])).logps.mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss))
+        if max(losses) < 0.02:
+            break
+    lm.eval()
 
 
 @lru_cache
