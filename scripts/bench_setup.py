@@ -161,7 +161,7 @@ def teach(lm: Any, rows: Sequence[Prompted], most: int) -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         if max(losses) < 0.02:
             break
     lm.eval()

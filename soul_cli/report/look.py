@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 # Okabe and Ito's palette, told apart by colour-blind readers: one optimizer = one colour in every figure
 COLOURS = {
     "adamw": "#0072B2", "soul": "#D55E00", "soul_released": "#E69F00", "signum": "#009E73", "lion": "#CC79A7",
-    "muon": "#56B4E9",
+    "muon": "#56B4E9", "diagonal": "#882255", "cg": "#332288",
 }  # fmt: skip
 # one method = one marker
 MARKERS = {"input_based": "P", "finetune": "X", "ga": "v", "graddiff": "s", "po": "D", "npo": "o", "iu": "h"}
