@@ -52,20 +52,21 @@ def score(
     A prompt is read once, and so is what several answers to it begin with.
     """
     device = next(model.parameters()).device
-    trees = [Tree(g, score_prompt=score_prompt) for g in groups]
+    lengths = [len(Tree(g)) for g in groups]  # only those of a batch are kept: in Python a tree is large
     results: list[list[Scored]] = [[] for _ in groups]
-    for indices in by_length([len(t) for t in trees], budget):
-        batch = plant([trees[i] for i in indices]).to(device)
+    for indices in by_length(lengths, budget):
+        trees = [Tree(groups[i], score_prompt=score_prompt) for i in indices]
+        batch = plant(trees).to(device)
         with autocast():
             logps, best, _ = model(batch, with_best=True)
         cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
         values, correct = logps.tolist(), (best == batch.targets).int().tolist()
         start = 0
-        for i in indices:
+        for i, tree in zip(indices, trees, strict=True):
             results[i] = [
                 Scored(tuple(values[start + k] for k in path), tuple(correct[start + k] for k in path))
-                for path in trees[i].paths
+                for path in tree.paths
             ]
-            start += len(trees[i].pairs)
+            start += len(tree.pairs)
         progress(len(indices))
     return results
