@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from soul_cli.report.read import REFERENCES, WITHOUT_EFFECT, Run, label
+from soul_cli.report.read import REFERENCES, SOLVER, WITHOUT_EFFECT, Run, label
 from soul_cli.results import NAMES
 from soul_cli.types import UserError
 
@@ -76,7 +76,7 @@ def notes(runs: list[Run]) -> list[str]:
         out += _differs(f"{key} differs between rows", trained, key)
     for method in dict.fromkeys(r.content["method"] for r in trained):
         some = [r for r in trained if r.content["method"] == method]
-        for key in dict.fromkeys(k for r in some for k in r.settings if k.startswith("method.")):
+        for key in dict.fromkeys(k for r in some for k in r.settings if k.startswith("method.") and k != SOLVER):
             out += _differs(f"{key} of {method} differs between optimizers", some, key)
     seeds = {label(r.row): sorted({x.seed for x in trained if x.row == r.row}) for r in trained if r.row}
     if len({tuple(s) for s in seeds.values()}) > 1:

@@ -18,6 +18,7 @@ BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
 # the first two are settings of input_based
 WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+SOLVER = "method.solver"  # names a row as an optimizer does
 MB = 1e6
 # phase -> name in the tables -> field of soul_cli.cost.Cost, unit
 COSTS: dict[str, dict[str, tuple[str, float]]] = {
@@ -66,7 +67,7 @@ class Run:
         """
         if "this_run" not in self.content["models"]:
             return None
-        how = self.content["optim"] or self.config.get("method.solver", "")
+        how = self.content["optim"] or self.config.get(SOLVER, "")
         return self.content["method"], how if self.trained else ""
 
     @property
