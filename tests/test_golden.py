@@ -11,7 +11,6 @@ import pytest
 
 from soul_cli import metrics as m
 from soul_cli.config import compose
-from soul_cli.tasks.tofu import TOFU
 from soul_cli.tasks.tofu_metrics import FACTS, ratio
 from soul_cli.types import UserError
 
@@ -66,7 +65,7 @@ def retain90() -> list[dict]:
 
 
 def summary(rows: list[dict], retain_rows: list[dict] | None) -> dict:
-    task = TOFU("tofu", "embedded", "forget10", 0, *[None] * 5)
+    task = compose(["task=tofu"]).task
     return task.summarise(rows, retain_rows, CONFIG, facts_trained=True)[0]
 
 
