@@ -13,7 +13,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from soul_cli.cache import read_lines
 from soul_cli.evaluate.generate import greedy
-from soul_cli.evaluate.likelihood import Scored, score
+from soul_cli.evaluate.likelihood import Scored, recited, score
 from soul_cli.models import AnswerModel
 from soul_cli.pipeline import write_rows
 from soul_cli.types import Prompted
@@ -161,8 +161,13 @@ def test_what_is_known_to_be_said_is_not_decoded_again(lm: Any, monkeypatch: pyt
 
 
 def test_recited_ends_before_the_first_miss():
-    for correct, expected in (((1, 1, 0, 1), 2), ((0, 1), 0), ((1, 1), 2)):
-        assert Scored((-1.0,) * len(correct), correct).recited == expected
+    for correct, expected in (((1, 1, 0, 1), (7, 8)), ((0, 1, 1, 1), ()), ((1, 1, 1, 1), (7, 8, 9, 2))):
+        assert recited((5, 6), Prompted((5, 6), ((7, 8, 9, 2),)), Scored((-1.0,) * 4, correct)) == expected
+
+
+def test_nothing_is_recited_where_the_answer_was_scored_behind_other_ids():
+    """As with tokens that hold a space and what follows it: from "[/INST] " the answer is another row of tokens."""
+    assert recited((5, 6), Prompted((5,), ((67, 8, 2),)), Scored((-1.0,) * 3, (1, 1, 1))) == ()
 
 
 # --- rows --------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def greedy(
     """The greedy continuation of each prompt, without its EOS; prompt + answer have at most max_total tokens.
 
     most_new: for each prompt the most tokens to generate, where max_total leaves more.
-    begun: what each continuation is known to begin with, EOS included where it is known to end (`Scored.recited`).
+    begun: what each continuation is known to begin with, EOS included where it is known to end (`likelihood.recited`).
     budget: padded tokens a batch.  Prompts are batched by length and padded on the left.  A row that has ended leaves
     the batch, cache and all, as soon as that frees a quarter of it.
     """

@@ -30,10 +30,16 @@ class Scored:
         """Mean nats per token."""
         return -sum(self.logps) / len(self.logps)
 
-    @property
-    def recited(self) -> int:
-        """Tokens that greedy decoding begins with: those before the first that is not the arg-max."""
-        return self.correct.index(0) if 0 in self.correct else len(self.correct)
+
+def recited(prompt: tuple[int, ...], pair: Prompted, scored: Scored) -> tuple[int, ...]:
+    """What greedy decoding from the prompt begins with: the answer's tokens before the first that is not the arg-max.
+
+    Nothing where the pair was scored behind other ids, as when the answer's first token holds the prompt's last space.
+    """
+    if pair.prompt != prompt:
+        return ()
+    right = scored.correct
+    return pair.answers[0][: right.index(0) if 0 in right else len(right)]
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from soul_cli.data.books import HUB, KNOWN, Chunk, check_disjoint, detect, expan
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import embedded_refusals
 from soul_cli.evaluate.generate import greedy
-from soul_cli.evaluate.likelihood import score
+from soul_cli.evaluate.likelihood import recited, score
 from soul_cli.models import AnswerModel
 from soul_cli.tasks import copyright_metrics, general_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
@@ -176,15 +176,16 @@ class Copyright:
                         rows.append({"split": split, "index": i, "prompt_words": words, "wording": wording,
                                      "question": parts[0], "gold": parts[1]})  # fmt: skip
         pairs = [encoder.pair(r["question"], r["gold"]) for r in rows]
+        prompts = [encoder.prompt(r["question"]) for r in rows]
         done = counting(progress, "scoring", len(rows))
         scored = [s for (s,) in score(AnswerModel(lm), pairs, budget=config.batch_tokens, progress=done)]
         made = greedy(
             lm,
-            [encoder.prompt(r["question"]) for r in rows],
+            prompts,
             eos=encoder.tokenizer.eos_token_id,
             max_total=encoder.max_length,
             most_new=[len(p.answers[0]) for p in pairs],
-            begun=[p.answers[0][: s.recited] for p, s in zip(pairs, scored, strict=True)],  # known, not decoded again
+            begun=list(map(recited, prompts, pairs, scored)),
             budget=config.batch_tokens,
             progress=counting(progress, "generating", len(rows)),
         )

@@ -11,7 +11,7 @@ from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import load_tofu
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.judges import make_judge
-from soul_cli.evaluate.likelihood import Scored, score
+from soul_cli.evaluate.likelihood import Scored, recited, score
 from soul_cli.models import AnswerModel
 from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
@@ -98,7 +98,7 @@ class TOFU:
             scores.setdefault((i, kind), []).extend(answers)
             if kind == "own":
                 prompts.setdefault(i, prompt)
-                begun.setdefault(i, group.answers[0][: answers[0].recited])
+                begun.setdefault(i, recited(encoder.prompt(items[i].question), group, answers[0]))
         for i, (row, item) in enumerate(zip(rows, items, strict=True)):
             answer, *others = scores[i, "own"]
             row["nll"] = answer.nll
