@@ -110,8 +110,8 @@ def machine() -> list[str]:
         f"load of the machine while measuring: {load:.1f} (above the number of threads others were at work too, and "
         "the ratios are provisional).",
         "",
-        "Ratios of medians over repeats that take turns in one process. Models have random weights; written by "
-        "scripts/bench.py, which holds the baselines too.",
+        "Ratios of medians over repeats that take turns in one process. Models have random weights, but for those that "
+        "recite; written by scripts/bench.py, which holds the baselines too.",
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ class Tree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @cached_property
+    @property
     def straight(self) -> bool:
         """Whether it has no branches."""
         return self.parents == list(range(-1, len(self) - 1))
