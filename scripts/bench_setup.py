@@ -41,6 +41,7 @@ class Effort:
     sizes: tuple[str, ...]
     repeats: int
     evaluated: dict[str, int]
+    padded: dict[str, int]  # batches of the comparison with padding
     taught: tuple[str, ...]  # sizes at which a model that recites is evaluated too
     batch: int
     batches: int
@@ -50,8 +51,9 @@ class Effort:
 
 
 ROWS = {"2M": 100, "12M": 100, "135M": 20}
-FULL = Effort(("2M", "12M", "135M"), 3, ROWS, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
-SHORT = Effort(("tiny",), 1, {"tiny": 3}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
+PADDED = {"2M": 16, "12M": 16, "135M": 4}
+FULL = Effort(("2M", "12M", "135M"), 3, ROWS, PADDED, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
+SHORT = Effort(("tiny",), 1, {"tiny": 3}, {"tiny": 2}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
 
 
 @dataclass

@@ -150,16 +150,17 @@ class Cache:
         `work` is kept while the build is unfinished: what an interrupted build left there can be used.
         """
         target = self.path(kind, key)
-        if self._intact(target):
+        work, out = target.with_suffix(".work"), target.with_suffix(".out")
+        if self._intact(target) and not work.exists():
             return target
         waiting = f"another process is making this {kind} entry; waiting for it"
         with locked(target.with_suffix(".lock"), lambda: self.say(waiting)):
             if self._intact(target):
+                shutil.rmtree(work, ignore_errors=True)  # a process may have ended right after publishing
                 return target
             if target.exists():
                 self.say(f"{target} is damaged (checksum); it is made again")
                 shutil.rmtree(target)
-            work, out = target.with_suffix(".work"), target.with_suffix(".out")
             shutil.rmtree(out, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
             out.mkdir(parents=True)

@@ -29,14 +29,7 @@ def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], 
     spent = cost.spent()
     folder = work / ".checkpoint"
     tensors, scalars, groups = _flatten(params, optimizers)
-    once(lambda: _empty(folder))
-    if sharded(params[0]):
-        import torch.distributed.checkpoint as dcp
-
-        dcp.save(tensors, checkpoint_id=folder, process_group=control())
-    elif main():
-        save_file(tensors, folder / TENSORS)
-
+    _write(folder, tensors, params[0])
     content = {"groups": groups, "scalars": scalars, "records": records, "cost": spent}
 
     def finish() -> None:
@@ -72,11 +65,36 @@ def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) 
     return saved["records"]
 
 
+def keep_start(work: Path, params: Sequence[Tensor]) -> None:
+    """Write the weights before the first step to work/start, unless they are there.  All processes call it."""
+    folder = work / ".start"
+    if once((work / "start").is_dir):
+        return
+    _write(folder, _named(params), params[0])
+    once(lambda: publish(folder, work / "start"))
+
+
+def start(work: Path, params: Sequence[Tensor]) -> list[Tensor]:
+    """The weights of work/start, sharded as `params` are.  All processes call it."""
+    tensors = _read(work / "start", params[0])
+    return [tensors[name] for name in _named(params)]
+
+
+def clear(work: Path) -> None:
+    """Remove what a finished training no longer needs."""
+    for name in ("checkpoint", "start"):
+        shutil.rmtree(work / name, ignore_errors=True)
+
+
+def _named(params: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"param.{i}": p.detach().contiguous() for i, p in enumerate(params)}
+
+
 def _flatten(
     params: Sequence[Tensor], optimizers: Sequence[Optimizer]
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[Any]]:
     """-> tensors by name, other state by name, and the optimizers' groups."""
-    tensors = {f"param.{i}": p.detach().contiguous() for i, p in enumerate(params)}
+    tensors = _named(params)
     groups, scalars = [], {}
     for k, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
@@ -93,6 +111,17 @@ def _flatten(
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], like: Tensor) -> None:
+    """Write tensors, sharded where parameters such as `like` are, into a new folder."""
+    once(lambda: _empty(folder))
+    if sharded(like):
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(tensors, checkpoint_id=folder, process_group=control())
+    elif main():
+        save_file(tensors, folder / TENSORS)
 
 
 def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:

@@ -243,7 +243,6 @@ class Footprint:
     gradients: float
     masters: float
     states: float
-    start: float  # the copy that the displacement is measured from
     curvature: float  # sums of the estimate
     activations: float  # forward and backward, logits included
     gathered: float  # sharded: what is whole for a while
@@ -265,7 +264,7 @@ def footprint(
     copied = wide != size or (offload and parts == 1)
     second = isinstance(optim, SoulConfig)
     whole = one.weights - one.linear * (1 - IN_4BIT / element) if element else one.weights
-    weights, gradients, start = whole / parts, one.gradients / parts, one.gradients / parts
+    weights, gradients = whole / parts, one.gradients / parts
     stepped = one.trained * wide / parts
     masters = stepped if copied else 0.0
     states = stepped * optim.states
@@ -279,11 +278,11 @@ def footprint(
         through = max(one.most, one.last, *((one.estimate_most,) if second else ())) + gradients
         through = max(through, one.estimate_last + 2 * gradients) if second and parts == 1 else through
     update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts
-    kept = masters + states + start + curvature
+    kept = masters + states + curvature
     if not offload:
         peak, host = weights + kept + gathered + max(through, update), 0.0
     elif parts == 1:
         peak, host = weights + max(through, gradients), kept + update
     else:
         peak, host = gathered + one.most, weights + kept + update + gradients
-    return Footprint(weights, gradients, masters, states, start, curvature, one.most, gathered, peak, host)
+    return Footprint(weights, gradients, masters, states, curvature, one.most, gathered, peak, host)

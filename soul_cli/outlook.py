@@ -29,7 +29,6 @@ PARTS = {
     "gradients": "gradients",
     "masters": "master weights",
     "states": "optimizer states",
-    "start": "copy of the start",
     "curvature": "curvature sums",
     "activations": "activations, logits",
     "gathered": "gathered by FSDP",

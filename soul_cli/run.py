@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
-from soul_cli import cost, results
+from soul_cli import checkpoint, cost, results
 from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
@@ -54,6 +54,7 @@ def run(config: RunConfig) -> Path:
             general.prepare(config.eval.lm_eval)
             say(describe(config, data, pipe, folder))
             _run(pipe, folder, key)
+        once(lambda: shutil.rmtree(folder / WORK, ignore_errors=True))
     return folder
 
 
@@ -124,7 +125,6 @@ def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]]) -
         )
     outcome = read_json(folder / WORK / OUTCOME, None)
     results.write_metrics(folder, key, config.plain(), summaries, absent, pipe.ledger.phases, outcome, task.headline())
-    shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
@@ -181,7 +181,7 @@ def _train(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, lis
         if between is not None:
             write_text(work / OUTCOME, json.dumps(outcome))
         temporary.rename(work / "model")
-        shutil.rmtree(work / "checkpoint", ignore_errors=True)
+        checkpoint.clear(work)
 
     once(publish)
 

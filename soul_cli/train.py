@@ -154,8 +154,6 @@ class Trainer:
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.masters = Masters(self.params, wide=config.master_weights, offload=offload and not sharded)
         self.phases = build_phases(method, optim, self.model, self.masters)
-        pairs = zip(self.params, self.masters.weights, strict=True)
-        self.start = [p.detach().to(w.device, copy=True) for p, w in pairs]  # for the distance travelled
         self.plans = [self._plan(epoch) for epoch in range(config.epochs)]
         self.total = sum(map(len, self.plans))
 
@@ -188,11 +186,7 @@ class Trainer:
                 error.half_step = phase is not self.phases[0]
                 raise
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
-        weights = self.masters.weights
-        pairs = zip(weights, self.start, strict=True)
-        some = (piece for w, s in pairs for piece in pieces(local(w.detach()), local(s)))
-        moved = (wide(new) - wide(old) for new, old in some)  # one at a time in memory
-        return record | {"displacement": norm(moved, weights[0])}
+        return record
 
     def _phase(self, phase: Phase, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
         counts = (
@@ -302,6 +296,7 @@ class Trainer:
         before any checkpoint of a later step.  A run that goes on calls it again for the epochs that its checkpoint has
         not left behind.
         """
+        checkpoint.keep_start(work, self.params)
         records = self._resume(work)
         taken, index = len(records), 0
         if not taken:
@@ -309,6 +304,7 @@ class Trainer:
         for epoch, plan in enumerate(self.plans):
             rows = self.data.forget(epoch) if self.data.forget and self.method.uses_forget else []
             for step in plan:
+                last = step is plan[-1]
                 if index >= len(records):
                     began = time.perf_counter()
                     try:
@@ -331,6 +327,7 @@ class Trainer:
                             **numbers,
                             "tokens": tokens,
                             "tokens_per_s": round(tokens / took, 1),
+                            **({"displacement": self._displacement(work)} if last else {}),
                         }
                     )
                     progress(index + 1, self.total, records[-1])
@@ -352,6 +349,18 @@ class Trainer:
             self.model.eval()
             act(epoch)
             self.model.train()
+
+    def _displacement(self, work: Path) -> float:
+        """‖Δθ‖ of the masters since the start of the run.
+
+        The start is read from disk, once an epoch: gradients and activations are gone by then, so that the peak of the
+        run does not rise by it, where a copy kept in memory takes as much as a reference model.
+        """
+        weights = self.masters.weights
+        pairs = zip(weights, checkpoint.start(work, self.params), strict=True)
+        some = (piece for w, s in pairs for piece in pieces(local(w.detach()), local(s)))
+        moved = (wide(new) - wide(old.to(new.device)) for new, old in some)  # one at a time in memory
+        return norm(moved, weights[0])
 
     @staticmethod
     def _kept(work: Path) -> str:

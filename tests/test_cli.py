@@ -28,7 +28,8 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps] == list(range(1, 21))  # 20 forget rows, batch 4, 4 epochs
     assert {"loss_forget", "loss_retain", "grad_norm", "clip_factor", "unclipped_share", "m_norm", "h_l1",
-            "displacement", "tokens_per_s"} <= set(steps[0])  # fmt: skip
+            "tokens_per_s"} <= set(steps[0])  # fmt: skip
+    assert [s["step"] for s in steps if "displacement" in s] == [5, 10, 15, 20]  # an epoch's last
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 5 * 12
     assert {"prompt", "gold", "generation", "nll", "rougeL"} <= set(rows[0])

@@ -154,7 +154,7 @@ def test_experiment_fits_where_it_says(experiment: str, gpu: str):
 
 
 def test_plan_of_7b_without_hub(monkeypatch: pytest.MonkeyPatch):
-    """By hand: 2 bytes a weight and a gradient, 4 its master, 8 AdamW's or SOUL's states, 2 the start."""
+    """By hand: 2 bytes a weight and a gradient, 4 its master, 8 AdamW's or SOUL's states."""
 
     def refuse(*args: Any) -> None:
         raise AssertionError("the plan opens a connection")
@@ -164,7 +164,7 @@ def test_plan_of_7b_without_hub(monkeypatch: pytest.MonkeyPatch):
     rows = {line[:28].strip(): line[28:].split() for line in text.splitlines()}
     p = 6_738_415_616 / 1e9
     for name, size in (
-        ("weights", 2), ("gradients", 2), ("master weights", 4), ("optimizer states", 8), ("copy of the start", 2)
+        ("weights", 2), ("gradients", 2), ("master weights", 4), ("optimizer states", 8)
     ):  # fmt: skip
         assert [float(v) for v in rows[name]] == pytest.approx([size * p] * 3, abs=0.01)
     assert [float(v) for v in rows["curvature sums"]] == pytest.approx([0, 0, 4 * p], abs=0.01)

@@ -339,7 +339,29 @@ def test_finished_run_is_not_run_again(tiny_lm: MakeLM, tmp_path: Path):
     assert train(second, tmp_path, progress=lambda *a: pytest.fail("a step was taken")) == records
     assert torch.equal(weights(first), weights(second))
     assert not second.training
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "start"]
+
+
+def test_displacement_is_measured_from_the_first_weights_at_the_end_of_epochs(tiny_lm: MakeLM, tmp_path: Path):
+    """Two epochs of three steps; the run stops in the second and goes on with weights that are not the first."""
+    far: dict[int, float] = {}
+    start = weights(tiny_lm()).double().clone()
+
+    def run(stop: int) -> list[dict[str, Any]]:
+        lm = tiny_lm()
+
+        def measure(done: int, total: int, record: dict[str, float]) -> None:
+            far[done] = float((weights(lm).double() - start).norm())
+            if done == stop:
+                raise KeyboardInterrupt
+
+        return train(lm, tmp_path, progress=measure)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(5)
+    measured = {r["step"]: r["displacement"] for r in run(0) if "displacement" in r}
+    assert measured == {k: pytest.approx(far[k], rel=1e-6) for k in (3, 6)}
+    assert 0 < measured[3] < measured[6]
 
 
 # --- a loss that is no number ------------------------------------------------------------------------------

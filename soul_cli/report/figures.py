@@ -154,13 +154,13 @@ def optims_of(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 def band(runs: list[Run], key: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
     """A quantity of train.jsonl over the steps all seeds have -> step (T,), mean (T,), sd (T,) (0 for one seed)."""
-    curves = [[s[key] for s in run.steps if key in s] for run in runs]
-    length = min(map(len, curves))
-    if not length:
+    curves = [{s["step"]: s[key] for s in run.steps if key in s} for run in runs]
+    shared = [step for step in curves[0] if all(step in c for c in curves)]
+    if not shared:
         return None
-    table = np.array([c[:length] for c in curves], dtype=np.float64)
-    sd = table.std(axis=0, ddof=1) if len(table) > 1 else np.zeros(length)
-    return np.arange(1, length + 1), table.mean(axis=0), sd
+    table = np.array([[c[step] for step in shared] for c in curves], dtype=np.float64)
+    sd = table.std(axis=0, ddof=1) if len(table) > 1 else np.zeros(len(shared))
+    return np.array(shared), table.mean(axis=0), sd
 
 
 def steps(source: Source) -> Figure | None:
@@ -204,5 +204,5 @@ def _band(axes: Axes, runs: list[Run], key: str, optim: str) -> None:
         found = band(runs, key + suffix)
         if found is not None:
             x, mean, sd = found
-            axes.plot(x, mean, color=colour(optim), ls=style, lw=1.4)
+            axes.plot(x, mean, color=colour(optim), ls=style, lw=1.4, marker="." if len(x) <= 20 else None)
             axes.fill_between(x, mean - sd, mean + sd, color=colour(optim), alpha=0.2, lw=0)
