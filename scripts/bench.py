@@ -245,7 +245,8 @@ def padding(effort: Effort) -> Lines:
         bucketed = epoch_batches(lengths, n, 0, 0)
         at_random = shuffled(len(data), 0, 0)
         in_order = [at_random[i : i + n] for i in range(0, len(data), n)]
-        bucketed, in_order = (batches[: effort.padded[size]] for batches in (bucketed, in_order))
+        bucketed = sorted(bucketed, key=lambda batch: lengths[batch[0]])  # some of all lengths
+        bucketed, in_order = (batches[:: 16 // effort.padded[size]] for batches in (bucketed, in_order))
         few = max(1, effort.batches // 4)  # a long time each
 
         def run(batches: list[list[int]], width: int, model: Any = model, data: list[Prompted] = data) -> None:
@@ -267,7 +268,7 @@ def padding(effort: Effort) -> Lines:
             yield Measured(
                 f"training on batches of like length against padding {what}", size, rate["bucketed"] / rate[name],
                 (">=", goal),
-                f"{rate['bucketed']:.0f} against {rate[name]:.0f} tokens/s, {len(in_order)} batches of {n}",
+                f"{rate['bucketed']:.0f} against {rate[name]:.0f} tokens/s, {len(ran[name])} batches of {n}",
                 "the generator's rows differ less in length than TOFU's" if name == "longest" else "",
             )  # fmt: skip
 

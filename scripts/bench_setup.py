@@ -41,7 +41,7 @@ class Effort:
     sizes: tuple[str, ...]
     repeats: int
     evaluated: dict[str, int]
-    padded: dict[str, int]  # batches of the comparison with padding
+    padded: dict[str, int]  # of 16 batches, those trained on in the comparison with padding
     taught: tuple[str, ...]  # sizes at which a model that recites is evaluated too
     batch: int
     batches: int

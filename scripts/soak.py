@@ -3,9 +3,10 @@
 
 Each trial starts one tiny experiment (fine-tuning, unlearning, evaluation, the model saved) from nothing, kills it
 with SIGKILL at a moment drawn from its own stretch of an uninterrupted run's time, and lets the same command finish.
-Half of the trials have two processes (gloo); there every second time one process alone is killed, and the others must
-end within a minute.  Then every file of the run folder must have the bytes of the uninterrupted run, but for times; no
-half-written file and no working folder may be left, and the command must find its run finished.
+Half of the trials have two processes (gloo), half of those sharded; there every second time one process alone is
+killed, and the other must end within a minute.  Then every file of the run folder must have the content of the
+uninterrupted run, but for times; no step of the last checkpoint may have been taken again, no half-written file and no
+working folder may be left, and the command must find its run finished.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from soul_cli.cache import read_json, read_lines
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=1",
@@ -33,7 +37,15 @@ TINY = [
 ]  # fmt: skip
 ONE = [sys.executable, "-m", "soul_cli.cli"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "soul_cli.cli"]
+KINDS = {"one": ONE, "two": TWO, "two, fsdp": [*TWO, "parallel=fsdp"]}
 ALONE_ENDS = 60  # seconds that the others may go on for when one process has died
+HEAD = [
+    "# Killed and resumed",
+    "",
+    "| processes | killed | at second | while | the resumed run |",
+    "|---|---|---|---|---|",
+]
+Outcome = dict[str, Any]
 TIMES = ("seconds", "tokens_per_s", "peak_memory_bytes")
 
 
@@ -42,12 +54,12 @@ class Trial:
     """One command with a cache and an output folder of its own."""
 
     home: Path
-    processes: int
+    kind: str  # one; two; two, fsdp
 
     def start(self) -> subprocess.Popen[str]:
         env = {**os.environ, "SOUL_CACHE": str(self.home / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [*(ONE if self.processes == 1 else TWO), *TINY, f"output_dir={self.home / 'out'}"],
+            [*KINDS[self.kind], *TINY, f"output_dir={self.home / 'out'}"],
             env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -62,26 +74,39 @@ class Trial:
         process = self.start()
         text, _ = process.communicate(timeout=600)
         if process.returncode:
-            raise SystemExit(f"the resumed run ended with {process.returncode}:\n{text}")
+            raise RuntimeError(f"the resumed run ended with {process.returncode}:\n{text}")
         return text
 
-    def kill_after(self, wait: float, *, one: bool) -> str:
-        """-> the phase that it was in, "" where it was finished.  one: kill a single process of several."""
+    def kill_after(self, wait: float, victim: int | None) -> bool:
+        """Kill all processes, or the one with that rank alone; False where the run was finished by then.
+
+        Raises TimeoutExpired where the others go on for more than a minute.
+        """
         process = self.begin()
         time.sleep(wait)
-        at = self.at_work()
-        victims = psutil.Process(process.pid).children(recursive=True)
-        victims = victims[-1:] if one and victims else [*victims, psutil.Process(process.pid)]
-        for victim in victims:
-            victim.kill()
-        process.communicate(timeout=ALONE_ENDS)
-        return at
+        started = psutil.Process(process.pid)
+        ranks, everyone = started.children(), [*started.children(recursive=True), started]
+        victims = everyone if victim is None else ranks[victim : victim + 1]
+        for one in victims:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        try:
+            process.communicate(timeout=ALONE_ENDS)
+        finally:
+            process.kill()
+        return process.returncode != 0
+
+    def steps(self) -> list[Any]:
+        """Unlearning steps that are kept so far, with their speeds, which no two runs have alike."""
+        for path in self.home.glob("out/*/*/train.jsonl"):
+            return read_lines(path)
+        return [r for p in self.home.glob("out/*/*/work/checkpoint/state.json") for r in read_json(p, {})["records"]]
 
     def at_work(self) -> str:
         """What is being made, as the folders tell."""
         unlearning = next(self.home.glob("out/*/*/work"), None)
         if list(self.home.glob("out/*/*/metrics.json")):
-            return "writing"
+            return "ending"
         if unlearning and (unlearning / "model").is_dir():
             return "evaluating, saving"
         if unlearning and (unlearning / "start").is_dir():
@@ -99,20 +124,17 @@ class Trial:
             or (p.name.startswith(".") and p.suffix != ".lock")
         ]
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Outcome:
         """Name -> content of each file of the run, without times and places."""
         (folder,) = (p.parent for p in self.home.glob("out/*/*/metrics.json"))
         return {str(p.relative_to(folder)): self._content(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
     def _content(self, path: Path) -> Any:
-        if path.suffix in (".json", ".jsonl") and path.parent.name != "model":
-            text = path.read_text().replace(str(self.home), "")
-            return (
-                [untimed(json.loads(line)) for line in text.splitlines()]
-                if path.suffix == ".jsonl"
-                else untimed(json.loads(text))
-            )
-        return path.read_bytes().replace(str(self.home).encode(), b"")
+        content = path.read_bytes().replace(str(self.home).encode(), b"")
+        if path.suffix not in (".json", ".jsonl") or path.parent.name == "model":
+            return content
+        lines = content.split(b"\n") if path.suffix == ".jsonl" else [content]
+        return [untimed(json.loads(line)) for line in lines if line]
 
 
 def untimed(value: Any) -> Any:
@@ -122,38 +144,51 @@ def untimed(value: Any) -> Any:
     return [untimed(v) for v in value] if isinstance(value, list) else value
 
 
+def trial(home: Path, kind: str, wait: float, victim: int | None, whole: Outcome) -> tuple[str, str]:
+    """-> what it was at when killed, and what is wrong with the resumed run; ("", "") where it was not killed."""
+    one = Trial(home, kind)
+    if not one.kill_after(wait, victim):
+        return "", ""
+    at, before = one.at_work(), one.steps()
+    one.finish()
+    found = one.outcome()
+    wrong = [f"{n} differs" for n in sorted(whole.keys() | found.keys()) if whole.get(n) != found.get(n)]
+    wrong += [f"{n} left" for n in one.left()]
+    wrong += [] if one.steps()[: len(before)] == before else ["steps were taken again"]
+    wrong += [] if "finished before" in one.finish() else ["not found finished"]
+    return at, "; ".join(wrong)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="half on one process, half on two (default 20)")
+    parser.add_argument("--kills", type=int, default=20, help="at least 4; half on one process (default 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    draw, lines, failed = random.Random(given.seed), [], 0
+    lines: list[str] = []
+    draw, failed = random.Random(given.seed), 0
     with tempfile.TemporaryDirectory() as temporary:
-        for processes in (1, 2):
-            whole = Trial(Path(temporary) / f"whole{processes}", processes)
-            process, began = whole.begin(), time.monotonic()
+        for kind, kills in (("one", given.kills // 2), ("two", given.kills // 4), ("two, fsdp", given.kills // 4)):
+            reference = Trial(Path(temporary) / f"whole {kind}", kind)
+            process, began = reference.begin(), time.monotonic()
             process.communicate()
-            length, expected, kills = time.monotonic() - began, whole.outcome(), given.kills // 2
-            for k in range(kills):
-                trial = Trial(Path(temporary) / f"{processes}-{k}", processes)
+            length, whole, k = time.monotonic() - began, reference.outcome(), 0
+            while k < kills:
                 wait = (k + draw.random()) / kills * length
-                one = processes == 2 and k % 2 == 1
-                at = trial.kill_after(wait, one=one)
-                trial.finish()
-                found, left = trial.outcome(), trial.left()
-                differ = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-                again = "" if "finished before" in trial.finish() else "not found finished"
-                wrong = "; ".join(
-                    filter(None, [*(f"{n} differs" for n in differ), *(f"{n} left" for n in left), again])
-                )
+                victim = draw.randrange(2) if kind != "one" and k % 2 else None
+                try:
+                    at, wrong = trial(Path(temporary) / f"{kind}-{len(lines)}-{wait}", kind, wait, victim, whole)
+                except (subprocess.TimeoutExpired, RuntimeError) as error:
+                    at, wrong = "", str(error)
+                if not at and not wrong:
+                    continue  # it had ended before it could be killed: another moment
+                k += 1
                 failed += bool(wrong)
-                killed, when = "one" if one else "all", f"{wait:.1f} of {length:.1f}"
-                lines.append(f"| {processes} | {killed} | {when} | {at} | {wrong or 'equal'} |")
+                killed = "all" if victim is None else f"rank {victim}"
+                lines.append(f"| {kind} | {killed} | {wait:.1f} of {length:.1f} | {at} | {wrong or 'equal'} |")
                 print(lines[-1], flush=True)
-    if given.out:
-        head = "| processes | killed | at second | while | the resumed run |\n| --- | --- | --- | --- | --- |\n"
-        given.out.write_text("# Killed and resumed\n\n" + head + "\n".join(lines) + "\n")
+                if given.out:
+                    given.out.write_text("\n".join([*HEAD, *lines, ""]))
     sys.exit(f"{failed} of {len(lines)} differ" if failed else 0)
 
 

@@ -83,6 +83,9 @@ def read_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
+TEMPORARY = ".*.[0-9]*"  # a file that is being written
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8."""
     write_bytes(path, text.encode())

@@ -1,7 +1,8 @@
 """Checkpoints of a training run: a folder of tensors and JSON, put in place by a rename.
 
 The tensors of whole parameters are one safetensors file, those of sharded ones a folder of torch.distributed.checkpoint
-to which every process writes its part.  Either is read into either, on any number of processes.
+to which every process writes its part.  Either is read into either, on any number of processes.  The weights before the
+first step are kept beside the checkpoint in the same form.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) 
 
     All processes call it.
     """
-    folder = work / "checkpoint"
-    if not once((folder / STATE).is_file):
+    places = (work / "checkpoint", work / ".checkpoint")  # the second: killed between the renames of `publish`
+    folder = once(lambda: next((p for p in places if (p / STATE).is_file()), None))
+    if folder is None:
         return []
     saved = json.loads((folder / STATE).read_text())
     cost.resume(saved["cost"])
@@ -66,9 +68,12 @@ def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) 
 
 
 def keep_start(work: Path, params: Sequence[Tensor]) -> None:
-    """Write the weights before the first step to work/start, unless they are there.  All processes call it."""
+    """Write the weights before the first step to work/start, unless a checkpoint goes on from them.
+
+    All processes call it.
+    """
     folder = work / ".start"
-    if once((work / "start").is_dir):
+    if once(lambda: (work / "start").is_dir() and (work / "checkpoint" / STATE).is_file()):
         return
     _write(folder, _named(params), params[0])
     once(lambda: publish(folder, work / "start"))
@@ -150,7 +155,8 @@ def _space(like: Any, size: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype)
     from torch.distributed import tensor
 
-    return tensor.empty(*size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
+    space = tensor.empty(*size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
+    return space.to(like.device)  # in main memory where parameters are kept there
 
 
 def _retype(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:

@@ -112,10 +112,12 @@ def join_submitit() -> None:
 
 def exhausted(error: BaseException) -> str | None:
     """What to do where memory or a disk is full; None if it is something else."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    # safetensors says it in words alone
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        where = getattr(error, "filename", None) or "output_dir or cache_dir"
         return (
-            f"no space left on the disk of {error.filename or 'output_dir or cache_dir'}; what was finished is intact, "
-            "and the same command goes on from there once there is room (or with another output_dir and cache_dir)"
+            f"no space left on the disk of {where}; what was finished is intact, and the same command goes on "
+            "from there once there is room (or with another output_dir and cache_dir)"
         )
     memory = "out of memory", "not enough memory", "alloc_cpu"  # the last two: torch's CPU allocator
     if isinstance(error, RuntimeError) and any(words in str(error) for words in memory):

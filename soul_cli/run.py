@@ -11,7 +11,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli import checkpoint, cost, results
-from soul_cli.cache import Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
+from soul_cli.cache import TEMPORARY, Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
 from soul_cli.config import RunConfig
 from soul_cli.distributed import main, once, start
 from soul_cli.epochs import BEST, EpochEvaluation
@@ -24,7 +24,7 @@ from soul_cli.screen import Bar, bar, say
 from soul_cli.tasks.base import Select
 from soul_cli.types import Metric, Row, UserError
 
-WORK = "work"  # in a run folder, until the run is finished: checkpoints, the unlearned model, finished splits, costs
+WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs
 OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epochs were evaluated
 
 
@@ -54,7 +54,7 @@ def run(config: RunConfig) -> Path:
             general.prepare(config.eval.lm_eval)
             say(describe(config, data, pipe, folder))
             _run(pipe, folder, key)
-        once(lambda: shutil.rmtree(folder / WORK, ignore_errors=True))
+        once(lambda: _tidy(folder))
     return folder
 
 
@@ -125,6 +125,13 @@ def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]]) -
         )
     outcome = read_json(folder / WORK / OUTCOME, None)
     results.write_metrics(folder, key, config.plain(), summaries, absent, pipe.ledger.phases, outcome, task.headline())
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished run no longer needs, and what a killed one left half written."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    for path in folder.glob(TEMPORARY):
+        path.unlink(missing_ok=True)
 
 
 def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:

@@ -353,8 +353,8 @@ class Trainer:
     def _displacement(self, work: Path) -> float:
         """‖Δθ‖ of the masters since the start of the run.
 
-        The start is read from disk, once an epoch: gradients and activations are gone by then, so that the peak of the
-        run does not rise by it, where a copy kept in memory takes as much as a reference model.
+        The start is read from disk, once an epoch: it takes the place of gradients and activations, which are gone by
+        then, where a copy kept in memory would add as much as a reference model.
         """
         weights = self.masters.weights
         pairs = zip(weights, checkpoint.start(work, self.params), strict=True)

@@ -258,6 +258,15 @@ def test_lock_and_work_of_a_dead_process_are_taken_over(tmp_path: Path, cache: C
     assert said == []
 
 
+def test_work_that_a_process_left_after_publishing_is_removed(cache: Cache, said: list[str]):
+    entry = cache.get("models", KEY, lambda work, out: (out / "file").touch())
+    work = entry.with_suffix(".work")
+    work.mkdir()
+    assert cache.get("models", KEY, lambda work, out: pytest.fail("it is there")) == entry
+    assert not work.exists()
+    assert said == []
+
+
 def test_lock_is_released_after_an_error(tmp_path: Path):
     def fail() -> None:
         with locked(tmp_path / "x.lock"):

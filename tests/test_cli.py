@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -54,6 +55,9 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
 def test_again_answers_from_the_finished_run(data: Path, finished: tuple[Path, Path, str]) -> None:
     cache, out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    folder = only_run(out)
+    (folder / WORK).mkdir()  # as a process leaves it that is killed after its last result
+    (folder / ".config.yaml.17").write_text("half")
     text = finish(start(data, cache, out, "save_model=true"))
     assert "finished before" in text
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
@@ -139,10 +143,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.check_call(["umount", folder])
 
 
-@pytest.mark.parametrize("full", ["cache", "out"])
+@pytest.mark.parametrize(("full", "room"), [("cache", 0), ("out", 0), ("cache", 1 << 16)])
 def test_full_disk_ends_with_one_message_and_spares_what_is_there(
-    data: Path, small_disk: Path, tmp_path: Path, full: str
+    data: Path, small_disk: Path, tmp_path: Path, full: str, room: int
 ) -> None:
+    """room: enough for files of text, not for tensors."""
     places = {name: (small_disk if name == full else tmp_path) / name for name in ("cache", "out")}
     finish(start(data, places["cache"], places["out"]))
     before = {p: p.read_bytes() for p in places[full].rglob("*") if p.is_file()}
@@ -150,6 +155,7 @@ def test_full_disk_ends_with_one_message_and_spares_what_is_there(
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(bytes(4096)):
             pass
+    os.truncate(filler, filler.stat().st_size - room)
     text = finish(start(data, places["cache"], places["out"], "target_seed=1"), code=2)
     assert "Traceback" not in text
     assert "no space left on the disk" in text

@@ -315,6 +315,15 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tiny_lm: MakeLM, tmp_path:
     assert without_speed(records) == without_speed(expected)
 
 
+def test_killed_while_a_checkpoint_is_replaced_the_new_one_counts(tiny_lm: MakeLM, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_lm(), tmp_path, progress=interrupt_at(5))
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint")
+    seen: list[int] = []
+    train(tiny_lm(), tmp_path, progress=lambda done, total, record: seen.append(done))
+    assert seen == [5, 6]
+
+
 def test_random_numbers_go_on_where_they_stopped(tiny_lm: MakeLM, tmp_path: Path):
     def noisy() -> Any:
         lm = tiny_lm()

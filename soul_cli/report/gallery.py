@@ -33,6 +33,7 @@ FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
     ),
     "steps": (
         steps,
-        "Share of unclipped coordinates and distance from the start over the steps; band: ± sd over seeds.",
+        "Share of unclipped coordinates over the steps, and distance from the start at the end of epochs; "
+        "band: ± sd over seeds.",
     ),
 }
