@@ -177,12 +177,15 @@ def evaluate_anew(size: str, rows: int) -> None:
 # --- training ----------------------------------------------------------------------------------------------
 
 
-def trainer(size: str, method: Method, optim: str, effort: Effort, kind: type[Trainer] = Trainer) -> Trainer:
+def trainer(
+    size: str, method: Method, optim: str, effort: Effort, kind: type[Trainer] = Trainer, **options: Any
+) -> Trainer:
     n = effort.batch * effort.batches
     forget, retain = pairs(size, n, 0), pairs(size, 4 * n, 2)
     data = TrainData(lambda epoch: forget, retain, [-100.0] * n)
     config = settings("train.epochs=1", f"train.batch_size={effort.batch}", "train.checkpoint_steps=1000").train
-    return kind(language_model(size), data, method, settings(f"optim={optim}").optim, config, 0, Accelerator(cpu=True))
+    optimizer, machine = settings(f"optim={optim}").optim, Accelerator(cpu=True)
+    return kind(language_model(size), data, method, optimizer, config, 0, machine, **options)
 
 
 def stepper(one: Trainer, steps: int) -> Callable[[], None]:
@@ -199,13 +202,15 @@ def stepper(one: Trainer, steps: int) -> Callable[[], None]:
     return run
 
 
+KINDS: dict[str, type[Trainer]] = {"cached": Trainer, "memory": ReferenceInMemory}
+
+
 def npo(effort: Effort) -> Lines:
     for size in effort.sizes:
         for weight, goal in ((1.0, 0.90), (0.0, 0.78)):
             method = NPO("npo", weight, 0.1, Normalize.sum)
-            kinds = {"cached": Trainer, "memory": ReferenceInMemory}
             took = seconds(
-                {k: stepper(trainer(size, method, "adamw", effort, v), effort.batches) for k, v in kinds.items()},
+                {k: stepper(trainer(size, method, "adamw", effort, v), effort.batches) for k, v in KINDS.items()},
                 effort.repeats,
             )
             yield Measured(
@@ -213,15 +218,25 @@ def npo(effort: Effort) -> Lines:
                 took["cached"] / took["memory"], ("<=", goal),
                 f"{took['cached'] / effort.batches:.3f} s against {took['memory'] / effort.batches:.3f} s a step",
             )  # fmt: skip
-        memory = {k: peak_memory(effort, train_anew, size, v, effort) for k, v in kinds.items()}
-        yield Measured(
-            "NPO step, peak memory, reference cached against in memory", size, memory["cached"] / memory["memory"],
-            ("<=", 0.85) if size == "135M" else None, f"{memory['cached']:.0f} MiB against {memory['memory']:.0f} MiB",
-        )  # fmt: skip
 
 
-def train_anew(size: str, kind: type[Trainer], effort: Effort) -> None:
-    stepper(trainer(size, NPO("npo", 1.0, 0.1, Normalize.sum), "adamw", effort, kind), 2)()
+def npo_memory(effort: Effort) -> Lines:
+    for size in effort.sizes:
+        for checkpointing in (False, True):
+            memory = {k: peak_memory(effort, train_anew, size, v, effort, checkpointing) for k, v in KINDS.items()}
+            yield Measured(
+                "NPO step, peak memory, reference cached against in memory"
+                + (", activation checkpointing" if checkpointing else ""),
+                size, memory["cached"] / memory["memory"], ("<=", 0.85) if size == "135M" else None,
+                f"{memory['cached']:.0f} MiB against {memory['memory']:.0f} MiB",
+                f"activations of {2 * effort.batch} rows stand in both",
+            )  # fmt: skip
+
+
+def train_anew(size: str, kind: type[Trainer], effort: Effort, checkpointing: bool) -> None:
+    method = NPO("npo", 1.0, 0.1, Normalize.sum)
+    one = trainer(size, method, "adamw", effort, kind, activation_checkpointing=checkpointing)
+    stepper(one, 2)()
 
 
 def forward_backward(model: AnswerModel, batch: Batch) -> None:
@@ -268,7 +283,7 @@ def padding(effort: Effort) -> Lines:
             yield Measured(
                 f"training on batches of like length against padding {what}", size, rate["bucketed"] / rate[name],
                 (">=", goal),
-                f"{rate['bucketed']:.0f} against {rate[name]:.0f} tokens/s, {len(ran[name])} batches of {n}",
+                f"{rate['bucketed']:.0f} against {rate[name]:.0f} tokens/s, {len(ran[name])} x {n} rows",
                 "the generator's rows differ less in length than TOFU's" if name == "longest" else "",
             )  # fmt: skip
 
@@ -370,6 +385,7 @@ LINES: dict[str, Callable[[Effort], Lines]] = {
     "soul_step": soul_step,
     "padding": padding,
     "npo": npo,
+    "npo_memory": npo_memory,
     "throughput": throughput,
     "evaluation": evaluation,
     "growth": growth,
