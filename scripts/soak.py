@@ -162,13 +162,15 @@ def trial(home: Path, kind: str, wait: float, victim: int | None, whole: Outcome
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="at least 4; half on one process (default 20)")
+    parser.add_argument("--only", choices=KINDS, action="append", help="one kind of run; may be given several times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lines: list[str] = []
     draw, failed = random.Random(given.seed), 0
     with tempfile.TemporaryDirectory() as temporary:
-        for kind, kills in (("one", given.kills // 2), ("two", given.kills // 4), ("two, fsdp", given.kills // 4)):
+        for kind in given.only or KINDS:
+            kills = given.kills // (2 if kind == "one" else 4)
             reference = Trial(Path(temporary) / f"whole {kind}", kind)
             process, began = reference.begin(), time.monotonic()
             process.communicate()
