@@ -37,7 +37,7 @@ TINY = [
 ]  # fmt: skip
 ONE = [sys.executable, "-m", "soul_cli.cli"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "soul_cli.cli"]
-KINDS = {"one": ONE, "two": TWO, "two, fsdp": [*TWO, "parallel=fsdp"]}
+KINDS = {"one": ONE, "two": TWO, "two-fsdp": [*TWO, "parallel=fsdp"]}
 ALONE_ENDS = 60  # seconds that the others may go on for when one process has died
 HEAD = [
     "# Killed and resumed",
@@ -54,7 +54,7 @@ class Trial:
     """One command with a cache and an output folder of its own."""
 
     home: Path
-    kind: str  # one; two; two, fsdp
+    kind: str  # of KINDS
 
     def start(self) -> subprocess.Popen[str]:
         env = {**os.environ, "SOUL_CACHE": str(self.home / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -171,9 +171,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for kind in given.only or KINDS:
             kills = given.kills // (2 if kind == "one" else 4)
-            reference = Trial(Path(temporary) / f"whole {kind}", kind)
+            reference = Trial(Path(temporary) / f"whole-{kind}", kind)
             process, began = reference.begin(), time.monotonic()
-            process.communicate()
+            text, _ = process.communicate()
+            if process.returncode:
+                sys.exit(f"the uninterrupted run ended with {process.returncode}:\n{text}")
             length, whole, k = time.monotonic() - began, reference.outcome(), 0
             while k < kills:
                 wait = (k + draw.random()) / kills * length
