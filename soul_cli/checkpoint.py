@@ -45,8 +45,7 @@ def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) 
 
     All processes call it.
     """
-    places = (work / "checkpoint", work / ".checkpoint")  # the second: killed between the renames of `publish`
-    folder = once(lambda: next((p for p in places if (p / STATE).is_file()), None))
+    folder = once(lambda: _saved(work))
     if folder is None:
         return []
     saved = json.loads((folder / STATE).read_text())
@@ -73,7 +72,7 @@ def keep_start(work: Path, params: Sequence[Tensor]) -> None:
     All processes call it.
     """
     folder = work / ".start"
-    if once(lambda: (work / "start").is_dir() and (work / "checkpoint" / STATE).is_file()):
+    if once(lambda: (work / "start").is_dir() and _saved(work) is not None):
         return
     _write(folder, _named(params), params[0])
     once(lambda: publish(folder, work / "start"))
@@ -89,6 +88,12 @@ def clear(work: Path) -> None:
     """Remove what a finished training no longer needs."""
     for name in ("checkpoint", "start"):
         shutil.rmtree(work / name, ignore_errors=True)
+
+
+def _saved(work: Path) -> Path | None:
+    """The checkpoint to go on from; the second place counts after a kill between the renames of `publish`."""
+    places = (work / "checkpoint", work / ".checkpoint")
+    return next((p for p in places if (p / STATE).is_file()), None)
 
 
 def _named(params: Sequence[Tensor]) -> dict[str, Tensor]:
