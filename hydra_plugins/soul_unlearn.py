@@ -1,7 +1,7 @@
 """Hydra takes sweepers from modules of this namespace package alone."""
 
-from soul_cli import sweep
+from soul_cli.experiment import sweep
 
 
 class Members(sweep.Members):
-    """See soul_cli.sweep."""
+    """See soul_cli.experiment.sweep."""

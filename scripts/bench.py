@@ -47,13 +47,13 @@ from bench_setup import (
 )
 from torch.nn.functional import pad
 
-from soul_cli.config import RunConfig, compose
+from soul_cli.core.types import Batch, Prompted, Row
 from soul_cli.data.batches import collate, epoch_batches, shuffled
-from soul_cli.methods import NPO, Finetune, Method, Normalize
-from soul_cli.models import AnswerModel
+from soul_cli.experiment.config import RunConfig, compose
+from soul_cli.models.load import AnswerModel
+from soul_cli.objective.methods import NPO, Finetune, Method, Normalize
 from soul_cli.optim.sophia import Soul
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import Batch, Prompted, Row
+from soul_cli.train.loop import TrainData, Trainer
 
 
 @lru_cache
@@ -363,7 +363,7 @@ def soul_step(effort: Effort) -> Lines:
 
 def sweep(effort: Effort) -> Lines:
     """Runs that differ in the rate, of a model smaller than the embedded one: what the cache holds afterwards."""
-    from soul_cli.run import run
+    from soul_cli.experiment.run import run
 
     small = ["model.hidden=32", "model.layers=1", "model.style_authors=1", "model.fact_repeats=1", "eval.limit=2"]
     small += ["train.epochs=1", "model.base.train.epochs=1", "model.finetune.train.epochs=1"]

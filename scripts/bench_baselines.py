@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soul_cli import metrics as m
+from soul_cli.core.types import QA, Prompted, Row
 from soul_cli.data.batches import Step
 from soul_cli.data.encode import Encoder
+from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.judges import make_judge
-from soul_cli.train import Trainer
-from soul_cli.types import QA, Prompted, Row
+from soul_cli.train.loop import Trainer
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # prompt, answer
 
@@ -106,7 +106,7 @@ class ReferenceInMemory(Trainer):
         if self.frozen is None:
             self.frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
         from soul_cli.data.batches import collate
-        from soul_cli.losses import sum_by
+        from soul_cli.objective.losses import sum_by
 
         for forget, _ in step.micro:
             batch = collate([rows[i] for i in forget])

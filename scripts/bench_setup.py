@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli.base_models import train_tokenizer
-from soul_cli.cache import write_text
+from soul_cli.core.cache import write_text
+from soul_cli.core.types import QA, Prompted
 from soul_cli.data.batches import collate, epoch_batches
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
-from soul_cli.models import AnswerModel
-from soul_cli.types import QA, Prompted
+from soul_cli.experiment.base_models import train_tokenizer
+from soul_cli.models.load import AnswerModel
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary
 SHAPES = {

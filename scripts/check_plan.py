@@ -1,7 +1,7 @@
 """Measured against planned peak memory of training, on models that fit anywhere: python scripts/check_plan.py [--small]
 
-Tensors that exist at one time while the loop runs (soul_cli.footprint.LiveBytes), on random weights and rows of TOFU's
-lengths, against what plan=true computes.  Ends with an error where they differ by more than 15 %.
+Tensors that exist at one time while the loop runs (soul_cli.planning.memory.LiveBytes), on random weights and rows of
+TOFU's lengths, against what plan=true computes.  Ends with an error where they differ by more than 15 %.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from soul_cli.config import RunConfig, compose
-from soul_cli.footprint import LiveBytes, Setting, footprint, work
-from soul_cli.models import Architecture, untrained
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import Prompted
-from soul_cli.workload import stage_of
+from soul_cli.core.types import Prompted
+from soul_cli.experiment.config import RunConfig, compose
+from soul_cli.models.load import Architecture, untrained
+from soul_cli.planning.memory import LiveBytes, Setting, footprint, work
+from soul_cli.planning.stages import stage_of
+from soul_cli.train.loop import TrainData, Trainer
 
 TOLERANCE = 0.15
 # hidden, layers, heads, MLP, vocabulary; rows

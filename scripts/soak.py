@@ -26,8 +26,8 @@ from typing import Any
 
 import psutil
 
-from soul_cli.cache import read_json, read_lines
-from soul_cli.run import WORK
+from soul_cli.core.cache import read_json, read_lines
+from soul_cli.experiment.run import WORK
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=1",

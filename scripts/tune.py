@@ -64,9 +64,9 @@ def run(task: str, part: int, parts: int) -> None:
     import torch
 
     from soul_cli.cli import quiet
-    from soul_cli.config import compose
-    from soul_cli.run import run as run_one
-    from soul_cli.types import UserError
+    from soul_cli.core.types import UserError
+    from soul_cli.experiment.config import compose
+    from soul_cli.experiment.run import run as run_one
 
     quiet()
     torch.set_num_threads(max(1, torch.get_num_threads() // parts))
@@ -80,7 +80,7 @@ def run(task: str, part: int, parts: int) -> None:
 
 
 def write(task: str) -> None:
-    from soul_cli.results import read_models
+    from soul_cli.core.run_folder import read_models
     from soul_cli.tasks import TASKS
 
     rows = []

@@ -25,7 +25,7 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from soul_cli.cache import CONFIGS
+    from soul_cli.core.cache import CONFIGS
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a traceback
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))  # may stand anywhere: first
@@ -38,14 +38,14 @@ def main() -> None:
         say_error("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
     except Exception as error:
-        from soul_cli.types import UserError  # imports torch: not before it is needed
+        from soul_cli.core.types import UserError  # imports torch: not before it is needed
 
         if not isinstance(error, UserError):
             raise
         say_error(str(error))
         sys.exit(2)
     if processes() > 1:
-        from soul_cli.distributed import finish
+        from soul_cli.core.distributed import finish
 
         finish()
 
@@ -58,9 +58,9 @@ def member(raw: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from soul_cli.config import load
-    from soul_cli.screen import say
-    from soul_cli.types import UserError
+    from soul_cli.core.screen import say
+    from soul_cli.core.types import UserError
+    from soul_cli.experiment.config import load
 
     quiet()
     hydra = HydraConfig.get()
@@ -70,12 +70,12 @@ def member(raw: DictConfig) -> str:
     try:
         config = load(raw)
         if config.plan:
-            from soul_cli.outlook import outlook
+            from soul_cli.planning.plan import outlook
 
             print(outlook(config))
             return ""
-        from soul_cli import results
-        from soul_cli.run import run
+        from soul_cli.core import run_folder as results
+        from soul_cli.experiment.run import run
 
         folder = run(config)
         if sweeps:

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from soul_cli.config import compose
-from soul_cli.cost import Cost
+from soul_cli.core.cost import Cost
+from soul_cli.experiment.config import compose
 
 GOALS = {"forget_rougeL": "retain", "retain_rougeL": "up", "forget_quality": "up", "retain_acc": "up"}
 ORIGINAL = {"forget_rougeL": 0.9, "retain_rougeL": 0.95, "forget_quality": 0.01, "retain_acc": 0.8}

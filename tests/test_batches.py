@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soul_cli.core.types import Prompted
 from soul_cli.data.batches import Step, by_length, collate, cycle, epoch_batches, plan_epoch, shares
-from soul_cli.data.trees import Tree, plant
 from soul_cli.evaluate.likelihood import score
-from soul_cli.models import AnswerModel
-from soul_cli.types import Prompted
+from soul_cli.evaluate.trees import Tree, plant
+from soul_cli.models.load import AnswerModel
 
 tokens = st.lists(st.integers(3, 47), min_size=1, max_size=6).map(tuple)
 few_tokens = st.lists(st.integers(3, 5), min_size=1, max_size=5).map(tuple)  # that often begin alike

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soul_cli.core.types import UserError
 from soul_cli.data.books import Chunk, check_disjoint, cut, detect, expand, file_texts, read_chunks, sentences
-from soul_cli.types import UserError
 
 
 def write(folder: Path, name: str, text: str | bytes) -> str:
@@ -109,7 +109,7 @@ LARGE = """
 import resource, sys
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.tasks import TASKS
-from soul_cli.base_models import train_tokenizer
+from soul_cli.experiment.base_models import train_tokenizer
 words = [f"word{i}" for i in range(5000)]
 with open(sys.argv[1] + "/large.txt", "w") as f:
     for i in range(1_000_000):

@@ -1,4 +1,4 @@
-"""soul_cli.cache: whole files, and entries that survive damage, interruption and company."""
+"""soul_cli.core.cache: whole files, and entries that survive damage, interruption and company."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from typing import Any
 
 import pytest
 
-from soul_cli import cache as module
-from soul_cli.cache import MANIFEST, Cache, code_digest, digest, file_digest, locked, publish, read_json, write_text
+from soul_cli.core import cache as module
+from soul_cli.core.cache import (
+    MANIFEST,
+    Cache,
+    code_digest,
+    digest,
+    file_digest,
+    locked,
+    publish,
+    read_json,
+    write_text,
+)
 
 KEY = {"model": "tiny", "seed": 1}
 

@@ -16,7 +16,7 @@ import torch
 from runs import costs, finish, kill_when, numbers, only_run, start
 
 from soul_cli import cli
-from soul_cli.run import WORK
+from soul_cli.experiment.run import WORK
 
 
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:

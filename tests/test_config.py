@@ -8,10 +8,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_cli.cli import explain
-from soul_cli.config import CONFIGS, compose, plain
-from soul_cli.methods import METHODS
+from soul_cli.core.types import UserError
+from soul_cli.experiment.config import CONFIGS, compose, plain
+from soul_cli.objective.methods import METHODS
 from soul_cli.optim.build import OPTIMS, parameter_groups
-from soul_cli.types import UserError
 
 
 def names(group: str) -> list[str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from soul_cli.config import compose
+from soul_cli.core.types import QA, Row, UserError
 from soul_cli.data.encode import Encoder
-from soul_cli.metrics import bleu, longest_common_run
+from soul_cli.evaluate.metrics import bleu, longest_common_run
+from soul_cli.experiment.config import compose
 from soul_cli.tasks.copyright import LEAST, SEEN, UNSEEN, Copyright, split_chunk
 from soul_cli.tasks.copyright_metrics import summarise
-from soul_cli.types import QA, Row, UserError
 
 TEXT = " ".join(f"w{i}" for i in range(1, 31))
 

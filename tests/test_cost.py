@@ -1,4 +1,4 @@
-"""soul_cli.cost: what is counted, and that parts add up."""
+"""soul_cli.core.cost: what is counted, and that parts add up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 from test_train import ADAMW, FORGET, GRADDIFF, RETAIN, config, interrupt_at, soul, train
 
-from soul_cli import cost
-from soul_cli.cost import Cost, Ledger
+from soul_cli.core import cost
+from soul_cli.core.cost import Cost, Ledger
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
-from soul_cli.methods import GA
-from soul_cli.models import AnswerModel
+from soul_cli.models.load import AnswerModel
+from soul_cli.objective.methods import GA
 from soul_cli.optim.build import Mode
 
 MakeLM = Callable[..., Any]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from soul_cli.core.types import QA, UserError
 from soul_cli.data import embedded
 from soul_cli.data.tofu import AUTHOR_ROWS, author_names, load_tofu, read_rows
-from soul_cli.types import QA, UserError
 
 SPLITS = {"forget": 80, "retain": 80, "real_authors": 60, "world_facts": 60, "holdout": 80}
 

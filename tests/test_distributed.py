@@ -24,21 +24,22 @@ from runs import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli import cost, distributed, models
-from soul_cli.cache import Cache, read_lines
-from soul_cli.config import RunConfig, compose
+from soul_cli.core import cost, distributed
+from soul_cli.core.cache import Cache, read_lines
+from soul_cli.core.screen import bar
+from soul_cli.core.types import Prompted, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
-from soul_cli.influence import Influence
-from soul_cli.methods import IU
-from soul_cli.models import ModelRef
+from soul_cli.experiment.config import RunConfig, compose
+from soul_cli.experiment.pipeline import Pipeline, save
+from soul_cli.experiment.run import WORK, run
+from soul_cli.models import load as models
+from soul_cli.models.load import ModelRef
+from soul_cli.objective.methods import IU
 from soul_cli.optim import curvature
-from soul_cli.pipeline import Pipeline, save
-from soul_cli.run import WORK, run
-from soul_cli.screen import bar
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import Prompted, UserError
+from soul_cli.train.influence import Influence
+from soul_cli.train.loop import TrainData, Trainer
 
 PARALLEL = ("ddp", "fsdp")
 TOLERANCE = 1e-8
@@ -509,7 +510,7 @@ def test_run_whose_process_dies_ends_and_goes_on(data: Path, alone: Path, tmp_pa
 def test_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from soul_cli.distributed import barrier, rank, start\n"
+        "from soul_cli.core.distributed import barrier, rank, start\n"
         "start([])\n"
         "if rank() == 1:\n"
         "    raise ValueError('enough')\n"

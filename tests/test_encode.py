@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from soul_cli.core.types import UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, TEMPLATES
-from soul_cli.types import UserError
 
 QUESTION, ANSWER = "Who wrote {it}, {q} or {s}?", "Paula {did}, in Pécs."
 PROMPTS = {  # text before the scored part, and the gap that belongs to the answer, written out by hand

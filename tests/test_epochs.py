@@ -12,17 +12,17 @@ import torch
 from runs import TINY
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
-from soul_cli import pipeline
-from soul_cli.cache import read_lines, write_text
-from soul_cli.config import compose
+from soul_cli.core.cache import read_lines, write_text
+from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
-from soul_cli.epochs import chosen
-from soul_cli.metrics import kept, nearness
-from soul_cli.run import WORK, run
+from soul_cli.evaluate.metrics import kept, nearness
+from soul_cli.experiment import pipeline
+from soul_cli.experiment.config import compose
+from soul_cli.experiment.epochs import chosen
+from soul_cli.experiment.run import WORK, run
 from soul_cli.tasks import copyright_metrics, tofu_metrics
 from soul_cli.tasks.tofu import TOFU
-from soul_cli.types import Metric, UserError
 
 MakeLM = Callable[..., Any]
 

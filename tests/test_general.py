@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from soul_cli.cache import Cache
-from soul_cli.config import compose
+from soul_cli.core.cache import Cache
+from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.general import FILES, ZERO_SHOT, LmEvalConfig
-from soul_cli.pipeline import Pipeline
+from soul_cli.experiment.config import compose
+from soul_cli.experiment.pipeline import Pipeline
 from soul_cli.tasks import general_metrics, tofu_metrics
-from soul_cli.types import Metric, Row, UserError
 
 needs_lm_eval = pytest.mark.skipif(general.find_spec("lm_eval") is None, reason="the extra 'lm-eval' is not installed")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from soul_cli.cache import digest
+from soul_cli.core.cache import digest
+from soul_cli.core.types import QA
 from soul_cli.data.generator import FALSE_ANSWERS, ROWS, generate_authors
 from soul_cli.data.tofu import author_names
-from soul_cli.types import QA
 
 TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
 
@@ -66,7 +66,7 @@ def test_same_seed_same_authors_whatever_the_count(hundred: list[dict[str, Any]]
 
 def test_no_dependence_on_the_hash_seed(hundred: list[dict[str, Any]]):
     code = (
-        "from soul_cli.cache import digest; from soul_cli.data.generator import generate_authors;"
+        "from soul_cli.core.cache import digest; from soul_cli.data.generator import generate_authors;"
         "print(digest(generate_authors(20, 0)))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soul_cli import metrics as m
-from soul_cli.config import compose
+from soul_cli.core.types import UserError
+from soul_cli.evaluate import metrics as m
+from soul_cli.experiment.config import compose
 from soul_cli.tasks.tofu_metrics import FACTS, ratio
-from soul_cli.types import UserError
 
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_eval_logs"
 pytestmark = pytest.mark.skipif(not LOGS.is_dir(), reason=f"TOFU's evaluation logs are not at {LOGS}")

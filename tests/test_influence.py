@@ -1,4 +1,4 @@
-"""soul_cli.influence: derivatives against explicit matrices, a step by hand, the law it rests on, the line search."""
+"""soul_cli.train.influence: derivatives against explicit matrices, a step by hand, the law it rests on, line search."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from test_train import config
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import collate
-from soul_cli.influence import Influence, Logits, Objective, conjugate_gradient, line_search, split
-from soul_cli.methods import IU, GradDiff, Solver
-from soul_cli.models import AnswerModel
+from soul_cli.models.load import AnswerModel
+from soul_cli.objective.methods import IU, GradDiff, Solver
 from soul_cli.optim import curvature
 from soul_cli.optim.build import HessianData, Mode, SoulConfig
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import Batch, Prompted, UserError
+from soul_cli.train.influence import Influence, Logits, Objective, conjugate_gradient, line_search, split
+from soul_cli.train.loop import TrainData, Trainer
 
 CPU = Accelerator(cpu=True)
 ROUNDING = 3e-6  # of transformers, whose norms compute in float32

@@ -10,13 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from soul_cli import models
-from soul_cli.adapters import LoRA
-from soul_cli.config import compose
-from soul_cli.methods import Finetune
-from soul_cli.models import ModelRef
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import Prompted, UserError
+from soul_cli.core.types import Prompted, UserError
+from soul_cli.experiment.config import compose
+from soul_cli.models import load as models
+from soul_cli.models.adapters import LoRA
+from soul_cli.models.load import ModelRef
+from soul_cli.objective.methods import Finetune
+from soul_cli.train.loop import TrainData, Trainer
 
 ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),))]
 

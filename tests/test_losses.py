@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_cli.losses import npo, sum_by, token_logps
+from soul_cli.objective.losses import npo, sum_by, token_logps
 
 logp = st.floats(-60, 0)
 

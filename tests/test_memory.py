@@ -11,11 +11,11 @@ import torch
 from test_train import ADAMW, CPU, FORGET, GRADDIFF, RELEASED, RETAIN, config, silent, soul, weights
 from torch import Tensor, nn
 
-from soul_cli.config import compose
+from soul_cli.core.types import UserError
+from soul_cli.experiment.config import compose
 from soul_cli.optim.build import Mode, Optim
 from soul_cli.optim.master import Masters
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import UserError
+from soul_cli.train.loop import TrainData, Trainer
 
 MakeLM = Callable[..., Any]
 OPTIMS = {

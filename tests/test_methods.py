@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from soul_cli.methods import (
+from soul_cli.core.types import UserError
+from soul_cli.objective.methods import (
     GA,
     IU,
     METHODS,
@@ -21,7 +22,6 @@ from soul_cli.methods import (
     NoUnlearning,
     Solver,
 )
-from soul_cli.types import UserError
 
 CE = 9 / 5
 ALL = Counts(rows=2, tokens=5)

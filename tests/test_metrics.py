@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from soul_cli import metrics as m
+from soul_cli.evaluate import metrics as m
 
 nll = st.floats(0, 8)
 number = st.integers(-50, 50).map(lambda i: i / 4)  # exact in binary, and often equal: ties matter

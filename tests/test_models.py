@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from soul_cli import models
+from soul_cli.core.types import Prompted
 from soul_cli.data.batches import collate
 from soul_cli.evaluate.likelihood import score
-from soul_cli.models import AnswerModel, Predicted, autocast
+from soul_cli.models import load as models
+from soul_cli.models.load import AnswerModel, Predicted, autocast
 from soul_cli.optim.curvature import GaussNewtonBartlett, uniforms
-from soul_cli.types import Prompted
 
 VOCAB, TOKENS = 48, 11
 GROUPS = [Prompted((5, 6), ((7, 8, 2, 9),)), Prompted((9,), ((4, 2, 3),)), Prompted((4, 4, 5), ((7, 7, 9, 2),))]

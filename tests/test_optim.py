@@ -10,7 +10,8 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import nn
 
-from soul_cli.methods import GA, GradDiff
+from soul_cli.core.types import UserError
+from soul_cli.objective.methods import GA, GradDiff
 from soul_cli.optim import curvature as curvature_module
 from soul_cli.optim.build import (
     OPTIMS,
@@ -28,8 +29,7 @@ from soul_cli.optim.build import (
 from soul_cli.optim.curvature import GaussNewtonBartlett, drawn_logps, sample_labels, scramble, uniforms
 from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import Soul, SoulReleased
-from soul_cli.train import Trainer, build_phases
-from soul_cli.types import UserError
+from soul_cli.train.loop import Trainer, build_phases
 
 LR, WD = 0.01, 0.1
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from soul_cli.config import compose
-from soul_cli.footprint import LiveBytes
-from soul_cli.methods import Finetune
-from soul_cli.models import count_parameters
-from soul_cli.outlook import Planner, fits, gpus, outlook
+from soul_cli.core.types import QA, UserError
+from soul_cli.experiment.config import compose
+from soul_cli.models.load import count_parameters
+from soul_cli.objective.methods import Finetune
+from soul_cli.planning.memory import LiveBytes
+from soul_cli.planning.plan import Planner, fits, gpus, outlook
+from soul_cli.planning.stages import Stage, architecture, flops, stage_of, stages
 from soul_cli.tasks.base import TaskData
-from soul_cli.types import QA, UserError
-from soul_cli.workload import Stage, architecture, flops, stage_of, stages
 
 LORA = "train.lora={r: 4, alpha: 8, load_in_4bit: false}"
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from report_runs import ORIGINAL, write_run
 
+from soul_cli.core.types import UserError
 from soul_cli.report import render
 from soul_cli.report.cli import Out, arguments, main, report
 from soul_cli.report.comparable import check_comparable, notes
@@ -21,7 +22,6 @@ from soul_cli.report.paper import read_paper
 from soul_cli.report.read import find_runs, unfinished
 from soul_cli.report.tables import Cell, beside_paper, caption, grid, long_csv, long_table, marks, wide_csv
 from soul_cli.tasks import copyright_metrics, tofu_metrics
-from soul_cli.types import UserError
 
 TOFU = LAYOUTS["tofu"]
 

@@ -17,11 +17,11 @@ from report_runs import row, write_epochs, write_run
 
 from soul_cli.report import answers
 from soul_cli.report.cli import main
-from soul_cli.report.costs import cost
-from soul_cli.report.curves import curve, epochs, pair
-from soul_cli.report.figures import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
+from soul_cli.report.figures.costs import cost
+from soul_cli.report.figures.curves import curve, epochs, pair
+from soul_cli.report.figures.look import COLOURS, save
+from soul_cli.report.figures.plots import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
 from soul_cli.report.layout import LAYOUTS
-from soul_cli.report.look import COLOURS, save
 from soul_cli.report.page import browser
 from soul_cli.report.read import find_runs
 from soul_cli.report.tables import long_table

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from soul_cli.run import rows_of
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
+from soul_cli.experiment.run import rows_of
 
 
 def test_rows_of_a_file_or_a_run_folder(tmp_path: Path):

@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 from runs import finish, start
 
-from soul_cli.sweep import Outcome, best, expand, fail
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
+from soul_cli.experiment.sweep import Outcome, best, expand, fail
 
 # --- members -----------------------------------------------------------------------------------------------
 

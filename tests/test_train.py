@@ -1,4 +1,4 @@
-"""soul_cli.train: the loop against plain PyTorch, accumulation, alternating steps, interruption and resumption."""
+"""soul_cli.train.loop: the loop against plain PyTorch, accumulation, alternating steps, interruption and resumption."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from soul_cli.core.types import Prompted, UserError
 from soul_cli.data.batches import Share, collate
 from soul_cli.evaluate.likelihood import score
-from soul_cli.methods import GA, NPO, PO, Answers, Counts, Finetune, GradDiff, Method, Normalize
-from soul_cli.models import AnswerModel
+from soul_cli.models.load import AnswerModel
+from soul_cli.objective.methods import GA, NPO, PO, Answers, Counts, Finetune, GradDiff, Method, Normalize
 from soul_cli.optim.build import AdamW, HessianData, Mode, Muon, Optim, SoulConfig, SoulReleasedConfig
-from soul_cli.train import NotFiniteError, Phase, TrainConfig, TrainData, Trainer, factor
-from soul_cli.types import Prompted, UserError
+from soul_cli.train.loop import NotFiniteError, Phase, TrainConfig, TrainData, Trainer, factor
 
 MakeLM = Callable[..., Any]
 Records = list[dict[str, Any]]

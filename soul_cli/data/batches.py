@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from soul_cli.types import Batch, Prompted
+from soul_cli.core.types import Batch, Prompted
 
 BUCKET = 16  # batches that are sorted by length together
 

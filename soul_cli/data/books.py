@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
 
 BLOCK = 1 << 20  # bytes read at a time
 LOOK = 1 << 18  # bytes an encoding is guessed from

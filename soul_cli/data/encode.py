@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, overload
 
+from soul_cli.core.types import QA, Prompted, UserError
 from soul_cli.data.prompts import CHAT, prompt_text
-from soul_cli.types import QA, Prompted, UserError
 
 KEPT = 8192  # encoded pairs held in memory
 

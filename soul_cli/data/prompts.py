@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from soul_cli.cache import file_digest
+from soul_cli.core.cache import file_digest
+from soul_cli.core.types import QA, UserError
 from soul_cli.data import embedded
-from soul_cli.types import QA, UserError
 
 AUTHOR_ROWS = 20  # questions an author has, in consecutive rows
 

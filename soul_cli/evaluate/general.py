@@ -15,9 +15,9 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
-from soul_cli import cost
-from soul_cli.cache import digest, sha256
-from soul_cli.types import Row, UserError
+from soul_cli.core import cost
+from soul_cli.core.cache import digest, sha256
+from soul_cli.core.types import Row, UserError
 
 SPLIT = "lm_eval"  # of the rows made here, one a task of lm-eval
 ZERO_SHOT = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "rte", "winogrande")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from soul_cli import cost
+from soul_cli.core import cost
 from soul_cli.evaluate.likelihood import Autocast
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from soul_cli.metrics import rouge_l_f1
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
+from soul_cli.evaluate.metrics import rouge_l_f1
 
 # texts generated, candidates of each -> similarity of each candidate
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[float]]]

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from soul_cli import cost
+from soul_cli.core import cost
+from soul_cli.core.types import Prompted
 from soul_cli.data.batches import by_length
-from soul_cli.data.trees import Tree, plant
-from soul_cli.models import AnswerModel
-from soul_cli.types import Prompted
+from soul_cli.evaluate.trees import Tree, plant
+from soul_cli.models.load import AnswerModel
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

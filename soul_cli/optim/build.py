@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from soul_cli.core.types import UserError
 from soul_cli.optim.sophia import Soul, SoulReleased
-from soul_cli.types import UserError
 
 Groups = list[dict[str, Any]]
 

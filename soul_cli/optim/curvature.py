@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soul_cli import cost
-from soul_cli.distributed import local, sharded, total, total_each
-from soul_cli.losses import token_logps, wide
+from soul_cli.core import cost
+from soul_cli.core.distributed import local, sharded, total, total_each
+from soul_cli.objective.losses import token_logps, wide
 
 HEIGHTS = 1 << 22  # values of distribution functions that stand in float64 at a time
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from soul_cli.distributed import all_values, every, local, over_shards
-from soul_cli.losses import wide
+from soul_cli.core.distributed import all_values, every, local, over_shards
+from soul_cli.objective.losses import wide
 from soul_cli.optim import kernel
 
 SAMPLE = 1 << 20  # coordinates looked at when rho is calibrated

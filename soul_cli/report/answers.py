@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from soul_cli.core.run_folder import NAMES
+from soul_cli.core.types import Row, UserError
 from soul_cli.report.layout import rank
 from soul_cli.report.read import REFERENCES, Run, label
 from soul_cli.report.render import md
-from soul_cli.results import NAMES
-from soul_cli.types import Row, UserError
 
 Place = tuple[str, int, str]  # split, index, and what tells rows of the same index apart
 

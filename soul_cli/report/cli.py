@@ -7,18 +7,18 @@ import re
 import sys
 from pathlib import Path
 
-from soul_cli.cache import write_bytes, write_text
+from soul_cli.core.cache import write_bytes, write_text
+from soul_cli.core.types import UserError
 from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
-from soul_cli.report.figures import Source
-from soul_cli.report.gallery import FIGURES
+from soul_cli.report.figures.gallery import FIGURES
+from soul_cli.report.figures.look import save
+from soul_cli.report.figures.plots import Source
 from soul_cli.report.layout import layout_of
-from soul_cli.report.look import save
 from soul_cli.report.page import Picture, page_html, table_html
 from soul_cli.report.paper import read_paper
 from soul_cli.report.read import Run, find_runs, unfinished
 from soul_cli.report.tables import beside_paper, caption, grid, long_csv, long_table, wide_csv
-from soul_cli.types import UserError
 
 
 class Out:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from soul_cli.core.run_folder import NAMES
+from soul_cli.core.types import UserError
 from soul_cli.report.read import REFERENCES, SOLVER, WITHOUT_EFFECT, Run, label
-from soul_cli.results import NAMES
-from soul_cli.types import UserError
 
 # sections of the configuration that must agree for two rows to stand in one table
 COMPARABLE = ("task", "model", "eval", "target_seed")

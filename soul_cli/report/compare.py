@@ -23,13 +23,13 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from soul_cli.core.types import UserError
 from soul_cli.report.comparable import check_comparable
-from soul_cli.report.figures import frontier
+from soul_cli.report.figures.look import colour, legend, panels
+from soul_cli.report.figures.plots import frontier
 from soul_cli.report.layout import layout_of, rank
-from soul_cli.report.look import colour, legend, panels
 from soul_cli.report.read import Run, find_runs
 from soul_cli.report.tables import Cell
-from soul_cli.types import UserError
 
 BASELINE = "adamw"
 SAME_KEPT = 0.01

@@ -11,11 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from soul_cli.core.types import Row
 from soul_cli.report.answers import Place, Speaker, name_of, question_of
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.read import Run, label
 from soul_cli.report.tables import LEGEND, Grid, short
-from soul_cli.types import Row
 
 TEMPLATES = Path(__file__).with_name("templates")
 ANSWERS_CAP = 24_000  # answers on the page: 60 runs with 390 questions each, about 5 MB

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
 
 FILE = Path(__file__).with_name("paper.yaml")
 ROWS = {"first_order": "adamw", "soul": "soul", None: ""}

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from soul_cli.cache import read_lines
-from soul_cli.results import rows_file
-from soul_cli.types import Row, UserError
+from soul_cli.core.cache import read_lines
+from soul_cli.core.run_folder import rows_file
+from soul_cli.core.types import Row, UserError
 
 BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
@@ -20,7 +20,7 @@ REFERENCES = ("original", "retain_trained")
 WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
 SOLVER = "method.solver"  # names a row as an optimizer does
 MB = 1e6
-# phase -> name in the tables -> field of soul_cli.cost.Cost, unit
+# phase -> name in the tables -> field of soul_cli.core.cost.Cost, unit
 COSTS: dict[str, dict[str, tuple[str, float]]] = {
     "unlearn": {
         "unlearn_seconds": ("seconds", 1),
@@ -37,7 +37,7 @@ COSTS: dict[str, dict[str, tuple[str, float]]] = {
 
 @dataclass(frozen=True)
 class Number:
-    """One metric of one model.  n: questions; goal: see soul_cli.types.Metric, '' = none."""
+    """One metric of one model.  n: questions; goal: see soul_cli.core.types.Metric, '' = none."""
 
     value: float
     goal: str

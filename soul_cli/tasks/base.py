@@ -8,9 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from soul_cli.core.types import QA, Metric, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate.general import LmEvalConfig
-from soul_cli.types import QA, Metric, Row, UserError
 
 
 @dataclass

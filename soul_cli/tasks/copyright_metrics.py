@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from soul_cli import metrics as m
-from soul_cli.types import Metric, Row
+from soul_cli.core.types import Metric, Row
+from soul_cli.evaluate import metrics as m
 
 VERBMEM_TOKENS = 128  # MUSE
 VERBATIM_TOKENS = 50  # a verbatim match

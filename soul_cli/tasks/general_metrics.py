@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate.general import SPLIT, ZERO_SHOT
-from soul_cli.types import Metric, Row
 
 HEADLINE = ["wikitext_word_ppl", "zero_shot_acc", "truthfulqa_mc1", "truthfulqa_mc2"]
 # (lm-eval's task, its metric) -> name here and what it is; any other is called <task>_<metric>

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_cli import metrics as m
+from soul_cli.core.types import QA, Metric, Prompted, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import load_tofu
+from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.judges import make_judge
 from soul_cli.evaluate.likelihood import Scored, recited, score
-from soul_cli.models import AnswerModel
+from soul_cli.models.load import AnswerModel
 from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
-from soul_cli.types import QA, Metric, Prompted, Row, UserError
 
 
 @dataclass

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from soul_cli import metrics as m
+from soul_cli.core.types import Metric, Row, UserError
+from soul_cli.evaluate import metrics as m
 from soul_cli.tasks.base import EvalConfig
-from soul_cli.types import Metric, Row, UserError
 
 FACTS = ("real_authors", "world_facts")
 HEADLINE = [  # of the printed table, in order

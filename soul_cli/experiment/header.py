@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from soul_cli.base_models import EmbeddedModel, HubModel
-from soul_cli.config import RunConfig
-from soul_cli.distributed import world
-from soul_cli.models import count_parameters, lm_config
-from soul_cli.pipeline import Pipeline
+from soul_cli.core.distributed import world
+from soul_cli.experiment.base_models import EmbeddedModel, HubModel
+from soul_cli.experiment.config import RunConfig
+from soul_cli.experiment.pipeline import Pipeline
+from soul_cli.models.load import count_parameters, lm_config
 from soul_cli.tasks.base import TaskData
 
 TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word

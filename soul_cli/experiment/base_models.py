@@ -10,11 +10,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from soul_cli.core.types import UserError
 from soul_cli.data.prompts import CHAT, TEMPLATES
-from soul_cli.models import Architecture, untrained
+from soul_cli.models.load import Architecture, untrained
 from soul_cli.optim.build import AdamW, Muon
-from soul_cli.train import TrainConfig
-from soul_cli.types import UserError
+from soul_cli.train.loop import TrainConfig
 
 
 @dataclass

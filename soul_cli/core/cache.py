@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # in a wheel the configurations lie inside the package, in a checkout beside it
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
 
 
 @dataclass

@@ -29,15 +29,15 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soul_cli import cost
+from soul_cli.core import cost
+from soul_cli.core.distributed import norm, rank, share, total_each, total_numbers, world
+from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shares, shuffled
-from soul_cli.distributed import norm, rank, share, total_each, total_numbers, world
-from soul_cli.losses import wide
-from soul_cli.methods import IU, Solver
-from soul_cli.models import AnswerModel, Predicted, autocast
+from soul_cli.models.load import AnswerModel, Predicted, autocast
+from soul_cli.objective.losses import wide
+from soul_cli.objective.methods import IU, Solver
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms
-from soul_cli.train import TrainConfig, TrainData
-from soul_cli.types import Batch, Prompted, UserError
+from soul_cli.train.loop import TrainConfig, TrainData
 
 Vector = list[Tensor]  # a tensor a parameter, in its shape, float32 or wider
 Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a micro-batch, and a name of each

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from soul_cli import cost
-from soul_cli.cache import publish, write_text
-from soul_cli.distributed import control, main, once, sharded
+from soul_cli.core import cost
+from soul_cli.core.cache import publish, write_text
+from soul_cli.core.distributed import control, main, once, sharded
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 

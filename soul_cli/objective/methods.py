@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from soul_cli.losses import npo
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
+from soul_cli.objective.losses import npo
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Method:
     name: str
 
     trains: ClassVar[bool] = True  # False: the model stays as it is
-    one_shot: ClassVar[bool] = False  # True: a step in closed form (soul_cli/influence.py) instead of the loop
+    one_shot: ClassVar[bool] = False  # True: a step in closed form (soul_cli/train/influence.py) instead of the loop
     uses_forget: ClassVar[bool] = True
     uses_retain: ClassVar[bool] = True
     learns_refusal: ClassVar[bool] = False  # forget questions are answered with refusals
@@ -174,7 +174,7 @@ class Solver(Enum):
 
 @dataclass
 class IU(Method):
-    """Influence unlearning: one step along the inverse curvature, no optimizer.  See soul_cli/influence.py.
+    """Influence unlearning: one step along the inverse curvature, no optimizer.  See soul_cli/train/influence.py.
 
     damping counts in means of the curvature's diagonal, scales in steps of the influence function, tolerance in nats.
     The line search tries first_scale, first_scale * scale_ratio, ... up to last_scale.

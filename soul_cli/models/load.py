@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from soul_cli.cache import file_digest
-from soul_cli.losses import token_logps, wide
+from soul_cli.core.cache import file_digest
+from soul_cli.core.types import Inputs, UserError
+from soul_cli.objective.losses import token_logps, wide
 from soul_cli.optim.curvature import drawn_logps
-from soul_cli.types import Inputs, UserError
 
 STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
 

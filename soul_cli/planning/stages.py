@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from soul_cli.base_models import EmbeddedModel
-from soul_cli.config import RunConfig
+from soul_cli.core.types import QA, UserError
 from soul_cli.data.batches import plan_epoch, shares
-from soul_cli.methods import Finetune, Method
-from soul_cli.models import lm_config
+from soul_cli.experiment.base_models import EmbeddedModel
+from soul_cli.experiment.config import RunConfig
+from soul_cli.models.load import lm_config
+from soul_cli.objective.methods import Finetune, Method
 from soul_cli.optim.build import Mode, Optim, SoulConfig
 from soul_cli.tasks.base import TaskData
-from soul_cli.train import TrainConfig
-from soul_cli.types import QA, UserError
+from soul_cli.train.loop import TrainConfig
 
 TEMPLATE = 8  # tokens of a prompt template, roughly
 

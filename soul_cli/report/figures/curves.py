@@ -11,10 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from soul_cli.report.figures import Source, optims_of
-from soul_cli.report.look import FLOOR, colour, legend, panels
+from soul_cli.core.run_folder import NAMES
+from soul_cli.report.figures.look import FLOOR, colour, legend, panels
+from soul_cli.report.figures.plots import Source, optims_of
 from soul_cli.report.read import Run
-from soul_cli.results import NAMES
 
 # models that do not change over the epochs
 LEVELS: dict[str, dict[str, Any]] = {

@@ -14,33 +14,34 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from soul_cli import cost, models
-from soul_cli.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
-from soul_cli.cache import Cache, code_digest, digest, read_json, read_lines, write_text
-from soul_cli.config import Parallel, RunConfig, plain
+from soul_cli.core import cost
+from soul_cli.core.cache import Cache, code_digest, digest, read_json, read_lines, write_text
+from soul_cli.core.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
+from soul_cli.core.screen import Bar, Line, bar
+from soul_cli.core.types import QA, Prompted, Row, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
-from soul_cli.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
 from soul_cli.evaluate import general
 from soul_cli.evaluate.likelihood import score
-from soul_cli.influence import Influence
-from soul_cli.methods import IU, Finetune, Method
-from soul_cli.models import AnswerModel, ModelRef
+from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
+from soul_cli.experiment.config import Parallel, RunConfig, plain
+from soul_cli.models import load as models
+from soul_cli.models.load import AnswerModel, ModelRef
+from soul_cli.objective.methods import IU, Finetune, Method
 from soul_cli.optim.build import Optim
-from soul_cli.screen import Bar, Line, bar
 from soul_cli.tasks.base import TaskData
-from soul_cli.train import TrainConfig, TrainData, Trainer
-from soul_cli.types import QA, Prompted, Row, UserError
+from soul_cli.train.influence import Influence
+from soul_cli.train.loop import TrainConfig, TrainData, Trainer
 
 COST = "cost.json"  # in a cache entry: what it cost to make
 LIBRARIES = ("torch", "transformers", "tokenizers")
 # source files that determine the weights of fine-tuned models, those of unlearned ones, and those that determine rows
 TRAINING = (
-    "train.py", "checkpoint.py", "distributed.py", "losses.py", "methods.py", "models.py", "adapters.py",
-    "base_models.py", "optim", "data",
+    "train/loop.py", "train/checkpoint.py", "core/distributed.py", "objective", "models",
+    "experiment/base_models.py", "optim", "data",
 )  # fmt: skip
-UNLEARNING = (*TRAINING, "influence.py")
-EVALUATION = ("distributed.py", "losses.py", "metrics.py", "models.py", "tasks", "evaluate", "data")
+UNLEARNING = (*TRAINING, "train/influence.py")
+EVALUATION = ("core/distributed.py", "objective/losses.py", "models", "tasks", "evaluate", "data")
 
 
 def versions() -> dict[str, str]:
@@ -275,7 +276,7 @@ class Pipeline:
             "rows": digest([(p.prompt, p.answers) for p in forget]),
             "dtype": self.config.model.dtype,
             "precision": self.config.train.precision,
-            **self._code(("losses.py", "models.py", "evaluate", "data")),
+            **self._code(("objective/losses.py", "models", "evaluate", "data")),
         }
 
         def build(work: Path, out: Path) -> None:

@@ -127,7 +127,7 @@ class Members(Sweeper):
 
     def _run(self, members: list[Member], more: Member | None = None) -> list[Outcome]:
         """Launch the members, each with `more`; their outcomes in the same order."""
-        from soul_cli.screen import say
+        from soul_cli.core.screen import say
 
         lines = [words(m | (more or {})) for m in members]
         self._check(lines)
@@ -144,8 +144,8 @@ class Members(Sweeper):
 
     def _check(self, lines: list[list[str]]) -> None:
         """Every member's configuration, before the first of them costs anything."""
-        from soul_cli.config import load
-        from soul_cli.types import UserError
+        from soul_cli.core.types import UserError
+        from soul_cli.experiment.config import load
 
         for line in lines:
             raw = self.hydra_context.config_loader.load_sweep_config(self.config, line)
@@ -168,7 +168,7 @@ def best(outcomes: Iterable[Outcome]) -> list[Member]:
 
     A setting that failed on a seed, as one that diverges, scores 0 there.
     """
-    from soul_cli.results import read_models
+    from soul_cli.core.run_folder import read_models
     from soul_cli.tasks import TASKS
 
     cells: dict[tuple[str, ...], dict[Setting, list[float]]] = {}
@@ -195,9 +195,9 @@ def show(outcomes: list[Outcome]) -> None:
 
 def say_report(*given: str) -> None:
     """What soul-report prints for these arguments."""
+    from soul_cli.core.screen import console, say
+    from soul_cli.core.types import UserError
     from soul_cli.report.cli import arguments, report
-    from soul_cli.screen import console, say
-    from soul_cli.types import UserError
 
     try:
         console.print(report(arguments(list(given))), markup=False, soft_wrap=True)
@@ -207,7 +207,7 @@ def say_report(*given: str) -> None:
 
 def fail(outcomes: list[Outcome]) -> None:
     """Raise UserError that names the members that failed, if any."""
-    from soul_cli.types import UserError
+    from soul_cli.core.types import UserError
 
     failed = [o for o in outcomes if o.folder is None]
     if failed:

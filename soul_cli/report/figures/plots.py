@@ -15,12 +15,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from soul_cli import metrics as m
+from soul_cli.core.run_folder import NAMES
+from soul_cli.core.types import Row
+from soul_cli.evaluate import metrics as m
+from soul_cli.report.figures.look import FLOOR, colour, legend, marker, panels
 from soul_cli.report.layout import Layout, rank
-from soul_cli.report.look import FLOOR, colour, legend, marker, panels
 from soul_cli.report.read import Run
-from soul_cli.results import NAMES
-from soul_cli.types import Row
 
 RETAIN, ORIGINAL = NAMES["retain_trained"], NAMES["original"]
 WIN_RATE = (0.1, 0.5)  # where Sophia's authors want the unclipped share

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from soul_cli.adapters import LoRA
+from soul_cli.core.types import Prompted
 from soul_cli.data.batches import collate
-from soul_cli.losses import sum_by
-from soul_cli.models import AnswerModel, autocast, checkpoint_activations, untrained
+from soul_cli.models.adapters import LoRA
+from soul_cli.models.load import AnswerModel, autocast, checkpoint_activations, untrained
+from soul_cli.objective.losses import sum_by
 from soul_cli.optim.build import Optim, SoulConfig
-from soul_cli.types import Prompted
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
 WIDE = 4  # bytes of a float32

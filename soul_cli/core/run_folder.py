@@ -16,9 +16,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from soul_cli.cache import PACKAGE, read_lines, write_text
-from soul_cli.screen import console, say
-from soul_cli.types import Metric, Row
+from soul_cli.core.cache import PACKAGE, read_lines, write_text
+from soul_cli.core.screen import console, say
+from soul_cli.core.types import Metric, Row
 
 ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}
 NAMES = {"original": "original", "retain_trained": "retain-trained", "this_run": "this run"}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from soul_cli.report.costs import cost
-from soul_cli.report.curves import epochs
-from soul_cli.report.figures import Source, ecdf, steps, tradeoff
+from soul_cli.report.figures.costs import cost
+from soul_cli.report.figures.curves import epochs
+from soul_cli.report.figures.plots import Source, ecdf, steps, tradeoff
 
 FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
     "tradeoff": (

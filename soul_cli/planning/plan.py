@@ -13,13 +13,13 @@ from importlib.util import find_spec
 import torch
 from omegaconf import OmegaConf
 
-from soul_cli.adapters import LoRA
-from soul_cli.cache import CONFIGS
-from soul_cli.config import Parallel, RunConfig
-from soul_cli.footprint import Footprint, Setting, Work, footprint, work
+from soul_cli.core.cache import CONFIGS
+from soul_cli.core.types import UserError
+from soul_cli.experiment.config import Parallel, RunConfig
+from soul_cli.models.adapters import LoRA
 from soul_cli.optim.build import SoulConfig
-from soul_cli.types import UserError
-from soul_cli.workload import Stage, architecture, flops, padded, stages
+from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
+from soul_cli.planning.stages import Stage, architecture, flops, padded, stages
 
 EFFICIENCY = 0.4  # share of a GPU's peak that training reaches
 RESERVE, FRAGMENTS = 1.0, 0.05  # GiB for driver and libraries; share of the peak lost between tensors

@@ -11,14 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_cli.base_models import MODELS, AnyModel
-from soul_cli.cache import CONFIGS
-from soul_cli.methods import METHODS, Method
+from soul_cli.core.cache import CONFIGS
+from soul_cli.core.types import UserError
+from soul_cli.experiment.base_models import MODELS, AnyModel
+from soul_cli.objective.methods import METHODS, Method
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
 from soul_cli.tasks.base import EpochEvalConfig, EvalConfig, Select, Task
-from soul_cli.train import TrainConfig
-from soul_cli.types import UserError
+from soul_cli.train.loop import TrainConfig
 
 # a group's `name` -> the dataclass that is its schema and its behaviour
 GROUPS: dict[str, Mapping[str, type]] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from soul_cli.types import Inputs, Prompted
+from soul_cli.core.types import Inputs, Prompted
 
 
 class Tree:

@@ -23,19 +23,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli import checkpoint, cost
-from soul_cli.adapters import LoRA
-from soul_cli.cache import read_json
+from soul_cli.core import cost
+from soul_cli.core.cache import read_json
+from soul_cli.core.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
+from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
-from soul_cli.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
-from soul_cli.losses import sum_by, wide
-from soul_cli.methods import Answers, Counts, Method
-from soul_cli.models import AnswerModel, Predicted, autocast, checkpoint_activations
+from soul_cli.models.adapters import LoRA
+from soul_cli.models.load import AnswerModel, Predicted, autocast, checkpoint_activations
+from soul_cli.objective.losses import sum_by, wide
+from soul_cli.objective.methods import Answers, Counts, Method
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, scramble
 from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import pieces
-from soul_cli.types import Batch, Prompted, UserError
+from soul_cli.train import checkpoint
 
 NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
 

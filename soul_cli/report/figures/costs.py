@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from soul_cli.report.figures import Source, optims_of
-from soul_cli.report.look import colour, legend, panels
+from soul_cli.report.figures.look import colour, legend, panels
+from soul_cli.report.figures.plots import Source, optims_of
 from soul_cli.report.read import Run, label
 
 # phases that runs share, with their grey

@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from soul_cli.types import UserError
+from soul_cli.core.types import UserError
 
 T = TypeVar("T")
 Build = Callable[[Path, Path], None]

@@ -10,19 +10,21 @@ from pathlib import Path
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
-from soul_cli import checkpoint, cost, results
-from soul_cli.cache import TEMPORARY, Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
-from soul_cli.config import RunConfig
-from soul_cli.distributed import main, once, start
-from soul_cli.epochs import BEST, EpochEvaluation
+from soul_cli.core import cost
+from soul_cli.core import run_folder as results
+from soul_cli.core.cache import TEMPORARY, Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
+from soul_cli.core.distributed import main, once, start
+from soul_cli.core.screen import Bar, bar, say
+from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
-from soul_cli.methods import IU
-from soul_cli.models import ModelRef
-from soul_cli.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
-from soul_cli.plan import describe, what
-from soul_cli.screen import Bar, bar, say
+from soul_cli.experiment.config import RunConfig
+from soul_cli.experiment.epochs import BEST, EpochEvaluation
+from soul_cli.experiment.header import describe, what
+from soul_cli.experiment.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
+from soul_cli.models.load import ModelRef
+from soul_cli.objective.methods import IU
 from soul_cli.tasks.base import Select
-from soul_cli.types import Metric, Row, UserError
+from soul_cli.train import checkpoint
 
 WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs
 OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epochs were evaluated

@@ -1,0 +1,1 @@
+"""Loading models, and looking at their answers."""
