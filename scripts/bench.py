@@ -50,7 +50,7 @@ from torch.nn.functional import pad
 from soul_cli.core.types import Batch, Prompted, Row
 from soul_cli.data.batches import collate, epoch_batches, shuffled
 from soul_cli.experiment.config import RunConfig, compose
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 from soul_cli.objective.methods import NPO, Finetune, Method, Normalize
 from soul_cli.optim.sophia import Soul
 from soul_cli.train.loop import TrainData, Trainer
@@ -241,7 +241,7 @@ def train_anew(size: str, kind: type[Trainer], effort: Effort, checkpointing: bo
 
 
 def forward_backward(model: AnswerModel, batch: Batch) -> None:
-    (-model(batch).logps.mean()).backward()
+    (-model.logps(batch).mean()).backward()
     model.zero_grad()
 
 

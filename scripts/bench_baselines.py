@@ -111,7 +111,7 @@ class ReferenceInMemory(Trainer):
         for forget, _ in step.micro:
             batch = collate([rows[i] for i in forget])
             with torch.no_grad():
-                logps = sum_by(self.frozen(batch).logps, batch.owner, batch.answers)
+                logps = sum_by(self.frozen.logps(batch), batch.owner, batch.answers)
             for i, value in zip(forget, logps.tolist(), strict=True):
                 self.data.reference[i] = value
         return super()._step(step, index, rows)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli.core.cache import write_text
+from soul_cli.core.files import write_text
 from soul_cli.core.types import QA, Prompted
 from soul_cli.data.batches import collate, epoch_batches
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
 from soul_cli.experiment.base_models import train_tokenizer
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary
 SHAPES = {
@@ -159,7 +159,7 @@ def teach(lm: Any, rows: Sequence[Prompted], most: int) -> None:
     for epoch in range(most):
         losses = []
         for indices in epoch_batches([len(r) for r in rows], 8, 0, epoch):
-            loss = -model(collate([rows[i] for i in indices])).logps.mean()
+            loss = -model.logps(collate([rows[i] for i in indices])).mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from soul_cli.core.cache import read_json, read_lines
+from soul_cli.core.files import read_json, read_lines
 from soul_cli.experiment.run import WORK
 
 TINY = [

@@ -25,7 +25,7 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from soul_cli.core.cache import CONFIGS
+    from soul_cli.core.files import CONFIGS
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a traceback
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))  # may stand anywhere: first
@@ -74,14 +74,14 @@ def member(raw: DictConfig) -> str:
 
             print(outlook(config))
             return ""
-        from soul_cli.core import run_folder as results
         from soul_cli.experiment.run import run
+        from soul_cli.report.terminal import show
 
         folder = run(config)
         if sweeps:
             say(f"written to {folder}")
         else:
-            results.show(folder)
+            show(folder)
         return str(folder)
     except Exception as error:
         known = str(error) if isinstance(error, UserError) else exhausted(error)

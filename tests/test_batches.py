@@ -14,7 +14,7 @@ from soul_cli.core.types import Prompted
 from soul_cli.data.batches import Step, by_length, collate, cycle, epoch_batches, plan_epoch, shares
 from soul_cli.evaluate.likelihood import score
 from soul_cli.evaluate.trees import Tree, plant
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 
 tokens = st.lists(st.integers(3, 47), min_size=1, max_size=6).map(tuple)
 few_tokens = st.lists(st.integers(3, 5), min_size=1, max_size=5).map(tuple)  # that often begin alike
@@ -112,11 +112,11 @@ def test_what_stands_in_the_padding_does_not_matter(tiny_lm: Callable[..., Any],
     batches = [(plant(trees), [len(t) for t in trees])]
     batches += [] if branches else [(collate(some), [len(g) for g in some])]
     for batch, lengths in batches:
-        before = model(batch).logps
+        before = model.logps(batch)
         pads = torch.arange(batch.input_ids.shape[1]) >= torch.tensor(lengths)[:, None]
         assert pads.any()
         batch.input_ids[pads] = 33
-        assert torch.equal(model(batch).logps, before)
+        assert torch.equal(model.logps(batch), before)
 
 
 # --- plans -------------------------------------------------------------------------------------------------

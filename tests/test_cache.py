@@ -12,18 +12,9 @@ from typing import Any
 
 import pytest
 
-from soul_cli.core import cache as module
-from soul_cli.core.cache import (
-    MANIFEST,
-    Cache,
-    code_digest,
-    digest,
-    file_digest,
-    locked,
-    publish,
-    read_json,
-    write_text,
-)
+from soul_cli.core import files as module
+from soul_cli.core.cache import MANIFEST, Cache
+from soul_cli.core.files import code_digest, digest, file_digest, locked, publish, read_json, write_text
 
 KEY = {"model": "tiny", "seed": 1}
 

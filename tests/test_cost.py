@@ -16,7 +16,7 @@ from soul_cli.core import cost
 from soul_cli.core.cost import Cost, Ledger
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 from soul_cli.objective.methods import GA
 from soul_cli.optim.build import Mode
 

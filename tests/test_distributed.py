@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core import cost, distributed
-from soul_cli.core.cache import Cache, read_lines
+from soul_cli.core.cache import Cache
+from soul_cli.core.files import read_lines
 from soul_cli.core.screen import bar
 from soul_cli.core.types import Prompted, UserError
 from soul_cli.data.embedded import write_layout

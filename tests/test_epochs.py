@@ -12,7 +12,7 @@ import torch
 from runs import TINY
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
-from soul_cli.core.cache import read_lines, write_text
+from soul_cli.core.files import read_lines, write_text
 from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors

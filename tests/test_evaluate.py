@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from soul_cli.core.cache import read_lines
+from soul_cli.core.files import read_lines
 from soul_cli.core.types import Prompted
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import Scored, recited, score
 from soul_cli.experiment.pipeline import write_rows
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 
 GROUPS = [
     Prompted((5, 6, 7), ((8, 9, 2), (10, 2), (11, 12, 13, 2))),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from soul_cli.core.cache import digest
+from soul_cli.core.files import digest
 from soul_cli.core.types import QA
 from soul_cli.data.generator import FALSE_ANSWERS, ROWS, generate_authors
 from soul_cli.data.tofu import author_names

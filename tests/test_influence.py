@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import collate
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 from soul_cli.objective.methods import IU, GradDiff, Solver
 from soul_cli.optim import curvature
 from soul_cli.optim.build import HessianData, Mode, SoulConfig

@@ -26,7 +26,7 @@ OWNERS = {
     "pandas": {"report"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "rich": {"core"},
+    "rich": {"core", "report"},
     "lm_eval": {"evaluate"},
     "datasets": {"data", "evaluate"},
 }

@@ -463,10 +463,6 @@ def gauss_newton(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([(p[:, c] * (1 - p[:, c])) @ x.square() / len(x) for c in range(p.shape[1])])
 
 
-def everything(logits: torch.Tensor) -> torch.Tensor:
-    return torch.ones(len(logits), dtype=torch.bool)
-
-
 def drawn(x: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
     """A number a token, where each token is a row."""
     rows = torch.arange(len(x))
@@ -476,7 +472,7 @@ def drawn(x: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
 def estimate(linear: nn.Linear, *batches: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
     curvature = GaussNewtonBartlett([linear.weight])
     for x in batches:
-        curvature.add(drawn_logps(linear(x), everything(x), drawn(x, seed, step)))
+        curvature.add(drawn_logps(linear(x), drawn(x, seed, step)))
     return curvature.estimates()[linear.weight]
 
 
@@ -564,16 +560,16 @@ def test_only_kept_tokens_take_part():
     linear, x = softmax_regression(tokens=6, features=3, classes=4)
     keep = torch.tensor([True, False, True, False, False, True])
     curvature, other = GaussNewtonBartlett([linear.weight]), GaussNewtonBartlett([linear.weight])
-    curvature.add(drawn_logps(linear(x), ~everything(x), drawn(x)))  # none: as if it had not been called
-    curvature.add(drawn_logps(linear(x), keep, drawn(x)))
-    other.add(drawn_logps(linear(x[keep]), everything(x[keep]), drawn(x)[keep]))
+    curvature.add(drawn_logps(linear(x[:0]), drawn(x[:0])))  # none: as if it had not been called
+    curvature.add(drawn_logps(linear(x)[keep], drawn(x)[keep]))
+    other.add(drawn_logps(linear(x[keep]), drawn(x)[keep]))
     torch.testing.assert_close(curvature.estimates()[linear.weight], other.estimates()[linear.weight])
 
 
 def test_an_estimate_from_no_token_is_an_error():
     linear, x = softmax_regression(tokens=2, features=3, classes=4)
     curvature = GaussNewtonBartlett([linear.weight])
-    curvature.add(drawn_logps(linear(x), ~everything(x), drawn(x)))
+    curvature.add(drawn_logps(linear(x)[:0], drawn(x)[:0]))
     with pytest.raises(ValueError, match="no token"):
         curvature.estimates()
 
@@ -585,7 +581,7 @@ def test_estimating_leaves_gradients_and_graph_alone():
     (expected,) = torch.autograd.grad(logits.square().sum(), linear.weight, retain_graph=True)
     linear.weight.grad = torch.ones_like(linear.weight)
     curvature = GaussNewtonBartlett([linear.weight, unused])
-    curvature.add(drawn_logps(logits, everything(x), drawn(x)))
+    curvature.add(drawn_logps(logits, drawn(x)))
     assert curvature.estimates()[unused].tolist() == [0, 0]
     assert unused.grad is None
     logits.square().sum().backward()  # the loss's own backward, through the same forward

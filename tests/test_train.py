@@ -19,10 +19,11 @@ from torch import Tensor
 from soul_cli.core.types import Prompted, UserError
 from soul_cli.data.batches import Share, collate
 from soul_cli.evaluate.likelihood import score
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 from soul_cli.objective.methods import GA, NPO, PO, Answers, Counts, Finetune, GradDiff, Method, Normalize
 from soul_cli.optim.build import AdamW, HessianData, Mode, Muon, Optim, SoulConfig, SoulReleasedConfig
-from soul_cli.train.loop import NotFiniteError, Phase, TrainConfig, TrainData, Trainer, factor
+from soul_cli.train.config import TrainConfig
+from soul_cli.train.loop import NotFiniteError, Phase, TrainData, Trainer, factor
 
 MakeLM = Callable[..., Any]
 Records = list[dict[str, Any]]

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soul_cli.core.cache import read_json, write_text
 from soul_cli.core.distributed import everyone, local, main, once
+from soul_cli.core.files import read_json, write_text
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from soul_cli.core.cache import file_digest
+from soul_cli.core.files import file_digest
 from soul_cli.core.types import QA, UserError
 from soul_cli.data import embedded
 

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from soul_cli.core import cost
-from soul_cli.core.cache import digest, sha256
+from soul_cli.core.files import digest, sha256
 from soul_cli.core.types import Row, UserError
 
 SPLIT = "lm_eval"  # of the rows made here, one a task of lm-eval

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from soul_cli.core import cost
 from soul_cli.core.types import Prompted
 from soul_cli.data.batches import by_length
 from soul_cli.evaluate.trees import Tree, plant
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel, Look
+from soul_cli.objective.losses import token_logps
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -42,6 +44,11 @@ def recited(prompt: tuple[int, ...], pair: Prompted, scored: Scored) -> tuple[in
     return pair.answers[0][: right.index(0) if 0 in right else len(right)]
 
 
+def scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log-probability of each target and whether it is the arg-max, (T, 2)."""
+    return torch.stack([token_logps(logits, targets), logits.argmax(-1) == targets], dim=-1)
+
+
 @torch.inference_mode()
 def score(
     model: AnswerModel,
@@ -64,9 +71,9 @@ def score(
         trees = [Tree(groups[i], score_prompt=score_prompt) for i in indices]
         batch = plant(trees).to(device)
         with autocast():
-            logps, best, _ = model(batch, with_best=True)
+            (found,) = model(batch, [Look(scores, (batch.targets,))])
         cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
-        values, correct = logps.tolist(), (best == batch.targets).int().tolist()
+        values, correct = found[:, 0].tolist(), found[:, 1].int().tolist()
         start = 0
         for i, tree in zip(indices, trees, strict=True):
             results[i] = [

@@ -14,7 +14,7 @@ from soul_cli.core.types import UserError
 from soul_cli.data.prompts import CHAT, TEMPLATES
 from soul_cli.models.load import Architecture, untrained
 from soul_cli.optim.build import AdamW, Muon
-from soul_cli.train.loop import TrainConfig
+from soul_cli.train.config import TrainConfig
 
 
 @dataclass

@@ -11,14 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_cli.core.cache import CONFIGS
+from soul_cli.core.files import CONFIGS
 from soul_cli.core.types import UserError
+from soul_cli.evaluate.config import EpochEvalConfig, EvalConfig, Select
 from soul_cli.experiment.base_models import MODELS, AnyModel
 from soul_cli.objective.methods import METHODS, Method
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
-from soul_cli.tasks.base import EpochEvalConfig, EvalConfig, Select, Task
-from soul_cli.train.loop import TrainConfig
+from soul_cli.tasks.base import Task
+from soul_cli.train.config import TrainConfig
 
 # a group's `name` -> the dataclass that is its schema and its behaviour
 GROUPS: dict[str, Mapping[str, type]] = {

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from soul_cli.core import cost
-from soul_cli.core.cache import publish, read_lines, write_text
 from soul_cli.core.distributed import once, sharded
+from soul_cli.core.files import publish, read_lines, write_text
 from soul_cli.core.screen import Bar
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate import general
+from soul_cli.evaluate.config import Select
 from soul_cli.experiment.pipeline import Pipeline, save
 from soul_cli.models.load import ModelRef
-from soul_cli.tasks.base import Select
 
 FILE = "epochs.jsonl"
 BEST = "best"  # in the work folder: the weights with the highest score so far

@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from soul_cli.core import cost
-from soul_cli.core.cache import Cache, code_digest, digest, read_json, read_lines, write_text
+from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
+from soul_cli.core.files import code_digest, digest, read_json, read_lines, write_text
 from soul_cli.core.screen import Bar, Line, bar
 from soul_cli.core.types import QA, Prompted, Row, UserError
 from soul_cli.data.encode import Encoder, Pairs
@@ -26,12 +27,14 @@ from soul_cli.evaluate.likelihood import score
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.experiment.config import Parallel, RunConfig, plain
 from soul_cli.models import load as models
-from soul_cli.models.load import AnswerModel, ModelRef
+from soul_cli.models.answer_model import AnswerModel
+from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU, Finetune, Method
 from soul_cli.optim.build import Optim
 from soul_cli.tasks.base import TaskData
+from soul_cli.train.config import TrainConfig
 from soul_cli.train.influence import Influence
-from soul_cli.train.loop import TrainConfig, TrainData, Trainer
+from soul_cli.train.loop import TrainData, Trainer
 
 COST = "cost.json"  # in a cache entry: what it cost to make
 LIBRARIES = ("torch", "transformers", "tokenizers")

@@ -12,18 +12,19 @@ from accelerate.utils import set_seed
 
 from soul_cli.core import cost
 from soul_cli.core import run_folder as results
-from soul_cli.core.cache import TEMPORARY, Cache, code_digest, digest, locked, read_json, read_lines, sha256, write_text
+from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import main, once, start
+from soul_cli.core.files import TEMPORARY, code_digest, digest, locked, read_json, read_lines, sha256, write_text
 from soul_cli.core.screen import Bar, bar, say
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
+from soul_cli.evaluate.config import Select
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
 from soul_cli.experiment.header import describe, what
 from soul_cli.experiment.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU
-from soul_cli.tasks.base import Select
 from soul_cli.train import checkpoint
 
 WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs

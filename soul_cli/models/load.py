@@ -1,25 +1,19 @@
-"""Models: references by content, loading, and the wrapper that scores answers only."""
+"""Models: references by content, and loading."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from soul_cli.core.cache import file_digest
-from soul_cli.core.types import Inputs, UserError
-from soul_cli.objective.losses import token_logps, wide
-from soul_cli.optim.curvature import drawn_logps
-
-STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
+from soul_cli.core.files import file_digest
+from soul_cli.core.types import UserError
 
 
 @dataclass(frozen=True)
@@ -132,70 +126,3 @@ def checkpoint_activations(lm: Any) -> None:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast where precision is "bf16", nothing where it is "no"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-class Predicted(NamedTuple):
-    """What an AnswerModel says of the T targets of a batch."""
-
-    logps: Tensor  # (T,) log-probability of each target, nats, float32 or wider
-    best: Tensor | None = None  # (T,) the arg-max, where it was asked for
-    drawn: Tensor | None = None  # (K,) log-probabilities of labels drawn for K of the tokens
-
-
-class AnswerModel(nn.Module):
-    """A causal LM that looks at its predictions at the answer positions only.
-
-    Logits (T, V) do not leave it.  Where they are more than STANDING numbers, they are computed for some tokens at a
-    time, and once more in the backward.
-    """
-
-    def __init__(self, lm: Any):
-        super().__init__()
-        for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(lm.config, key, None):
-                raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
-        self.lm = lm
-
-    def hidden(self, batch: Inputs) -> Tensor:
-        """Last hidden states at the answer positions, (T, D)."""
-        states = self.lm.base_model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=batch.mask,
-            use_cache=False,
-        ).last_hidden_state
-        return states.flatten(0, 1)[batch.where]
-
-    def forward(
-        self, batch: Inputs, labels: tuple[Tensor, Tensor] | None = None, *, with_best: bool = False
-    ) -> Predicted:
-        """labels: which tokens labels are drawn for (T,) and at which numbers (T,), see curvature.drawn_logps."""
-        hidden = self.hidden(batch)
-        head = self.lm.get_output_embeddings()
-
-        def score(logits: Tensor, targets: Tensor) -> list[Tensor]:
-            return [token_logps(logits, targets), *([logits.argmax(-1)] if with_best else [])]
-
-        if len(hidden) * head.out_features <= STANDING:
-            logits = wide(head(hidden))
-            scores, drawn = score(logits, batch.targets), drawn_logps(logits, *labels) if labels else None
-        else:
-            scores = piecewise(head, score, hidden, batch.targets)
-            # apart from the scores: what one backward recomputes and does not use would stay for the other
-            drawn = piecewise(head, lambda *args: [drawn_logps(*args)], hidden, *labels)[0] if labels else None
-        return Predicted(scores[0], scores[1] if with_best else None, drawn)
-
-
-def piecewise(head: Any, function: Callable[..., list[Tensor]], hidden: Tensor, *inputs: Tensor) -> list[Tensor]:
-    """function(logits, *inputs), each of its results whole, with the logits of a few tokens at a time.
-
-    hidden (T, D), inputs (T,).  Each backward computes the logits once more.
-    """
-
-    def compute(hidden: Tensor, *inputs: Tensor) -> list[Tensor]:
-        return function(wide(head(hidden)), *inputs)
-
-    n = max(1, STANDING // head.out_features)
-    chunks = zip(hidden.split(n), *(t.split(n) for t in inputs), strict=True)
-    parts = [checkpoint(compute, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
-    return [torch.cat(some) for some in zip(*parts, strict=True)]

@@ -59,13 +59,12 @@ def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
     return torch.cat(labels).clamp(max=logits.shape[1] - 1)
 
 
-def drawn_logps(logits: Tensor, keep: Tensor, u: Tensor) -> Tensor:
-    """Log-probabilities of labels drawn from the model itself, for the K tokens that take part: (K,), nats.
+def drawn_logps(logits: Tensor, u: Tensor) -> Tensor:
+    """Return the log-probabilities of labels drawn from the model itself: (T,), nats.
 
-    logits (T, V); keep (T,) bool: which tokens; u (T,): see `uniforms`.
+    logits (T, V); u (T,): see `uniforms`.
     """
-    chosen = logits[keep.to(logits.device)]
-    return token_logps(chosen, sample_labels(chosen, u[keep]))
+    return token_logps(logits, sample_labels(logits, u))
 
 
 class GaussNewtonBartlett:

@@ -22,9 +22,11 @@ from torch.utils._pytree import tree_leaves
 from soul_cli.core.types import Prompted
 from soul_cli.data.batches import collate
 from soul_cli.models.adapters import LoRA
-from soul_cli.models.load import AnswerModel, autocast, checkpoint_activations, untrained
-from soul_cli.objective.losses import sum_by
+from soul_cli.models.answer_model import AnswerModel, Look
+from soul_cli.models.load import autocast, checkpoint_activations, untrained
+from soul_cli.objective.losses import sum_by, token_logps
 from soul_cli.optim.build import Optim, SoulConfig
+from soul_cli.optim.curvature import drawn_logps
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
 WIDE = 4  # bytes of a float32
@@ -213,16 +215,17 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
         for p in model.parameters():
             live.watch(p)
         base = float(live.now)
-        tokens = torch.arange(len(batch.targets))  # by index: a mask of tensors without content has no known size
-        labels = (tokens, torch.zeros(len(tokens))) if setting.estimate else None
+        tokens = torch.arange(len(batch.targets))
+        looks = [Look(token_logps, (batch.targets,))]
+        looks += [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
         with autocast(torch.device("cpu"), setting.precision):
-            predicted = model(batch, labels)
+            logps, *drawn = model(batch, looks)
         estimate = (base, base)
-        if predicted.drawn is not None:
-            predicted.drawn.sum().backward(retain_graph=True)
+        if drawn:
+            drawn.pop().sum().backward(retain_graph=True)
             estimate, peaks[:] = _peaks(peaks, layers), []
-        loss = sum_by(predicted.logps, batch.owner, batch.answers).sum()
-        del predicted
+        loss = sum_by(logps, batch.owner, batch.answers).sum()
+        del logps
         loss.backward()
     return tuple(peak - base for peak in (*_peaks(peaks, layers), *estimate))
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from omegaconf import OmegaConf
 
-from soul_cli.core.cache import CONFIGS
+from soul_cli.core.files import CONFIGS
 from soul_cli.core.types import UserError
 from soul_cli.experiment.config import Parallel, RunConfig
 from soul_cli.models.adapters import LoRA

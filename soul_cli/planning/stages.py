@@ -17,7 +17,7 @@ from soul_cli.models.load import lm_config
 from soul_cli.objective.methods import Finetune, Method
 from soul_cli.optim.build import Mode, Optim, SoulConfig
 from soul_cli.tasks.base import TaskData
-from soul_cli.train.loop import TrainConfig
+from soul_cli.train.config import TrainConfig
 
 TEMPLATE = 8  # tokens of a prompt template, roughly
 

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from soul_cli.core.cache import write_bytes, write_text
+from soul_cli.core.files import write_bytes, write_text
 from soul_cli.core.types import UserError
 from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes

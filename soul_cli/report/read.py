@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from soul_cli.core.cache import read_lines
+from soul_cli.core.files import read_lines
 from soul_cli.core.run_folder import rows_file
 from soul_cli.core.types import Row, UserError
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from soul_cli.core.run_folder import ARROWS, NAMES
+from soul_cli.core.run_folder import NAMES
 from soul_cli.report.layout import Column, Layout, rank
 from soul_cli.report.paper import Paper
 from soul_cli.report.read import REFERENCES, Number, Run
+from soul_cli.report.terminal import ARROWS
 
 UNMARKED = tuple(NAMES[r] for r in REFERENCES)
 BEST, SECOND = "best", "second"

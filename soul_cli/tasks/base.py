@@ -3,64 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from soul_cli.core.types import QA, Metric, Row, UserError
+from soul_cli.core.types import QA, Metric, Row
 from soul_cli.data.encode import Encoder
-from soul_cli.evaluate.general import LmEvalConfig
-
-
-@dataclass
-class EvalConfig:
-    """How a model is evaluated."""
-
-    batch_tokens: int  # padded tokens a batch
-    max_total: int  # prompt + generated answer, tokens (TOFU: 200)
-    min_k: float  # K of Min-K%, percent (SOUL: 50)
-    judge: str  # nearest-answer accuracy: rougeL or sbert
-    sbert_model: str  # 'packaged', a folder or a hub id
-    limit: int | None  # rows a split, from its start; null: all
-    lm_eval: LmEvalConfig  # general ability
-
-    def __post_init__(self) -> None:
-        for key in ("batch_tokens", "max_total"):
-            if getattr(self, key) < 1:
-                raise UserError(f"eval.{key}={getattr(self, key)}: must be 1 or more")
-        if not 0 < self.min_k <= 100:
-            raise UserError(f"eval.min_k={self.min_k}: must be above 0, at most 100")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"eval.limit={self.limit}: must be 1 or more, or null")
-
-    def identity(self) -> dict[str, Any]:
-        """All that determines rows, as plain values; files by content, not by path."""
-        return {**asdict(self), "lm_eval": self.lm_eval.identity()}
-
-
-class Select(Enum):
-    """Whose weights are evaluated in full: those of the last epoch, or of the one with the highest selection score."""
-
-    last = "last"
-    best = "best"
-
-
-@dataclass
-class EpochEvalConfig:
-    """Evaluation during unlearning, on a few rows a split."""
-
-    every: int | None  # epochs; null: off
-    limit: int  # rows a split, from its start
-    select: Select
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise UserError(f"epoch_eval.every={self.every}: must be 1 or more, or null")
-        if self.limit < 1:
-            raise UserError(f"epoch_eval.limit={self.limit}: must be 1 or more")
-        if self.select is Select.best and self.every is None:
-            raise UserError("epoch_eval.select=best: needs epoch_eval.every, the epochs between evaluations")
+from soul_cli.evaluate.config import EvalConfig
 
 
 @dataclass

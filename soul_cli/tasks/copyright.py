@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.cache import PACKAGE, digest, sha256
+from soul_cli.core.files import PACKAGE, digest, sha256
 from soul_cli.core.types import QA, Metric, Row, UserError
 from soul_cli.data.books import HUB, KNOWN, Chunk, check_disjoint, detect, expand, read_chunks
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import embedded_refusals
 from soul_cli.evaluate import metrics as m
+from soul_cli.evaluate.config import EvalConfig
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import recited, score
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 from soul_cli.tasks import copyright_metrics, general_metrics
-from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
+from soul_cli.tasks.base import Progress, TaskData, counting
 
 BOOKS = PACKAGE / "data" / "embedded" / "books"
 SEEN = (

@@ -10,12 +10,13 @@ from soul_cli.core.types import QA, Metric, Prompted, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import load_tofu
 from soul_cli.evaluate import metrics as m
+from soul_cli.evaluate.config import EvalConfig
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.judges import make_judge
 from soul_cli.evaluate.likelihood import Scored, recited, score
-from soul_cli.models.load import AnswerModel
+from soul_cli.models.answer_model import AnswerModel
 from soul_cli.tasks import general_metrics, tofu_metrics
-from soul_cli.tasks.base import EvalConfig, Progress, TaskData, counting
+from soul_cli.tasks.base import Progress, TaskData, counting
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import metrics as m
-from soul_cli.tasks.base import EvalConfig
+from soul_cli.evaluate.config import EvalConfig
 
 FACTS = ("real_authors", "world_facts")
 HEADLINE = [  # of the printed table, in order

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_cli.core import cost
-from soul_cli.core.cache import publish, write_text
 from soul_cli.core.distributed import control, main, once, sharded
+from soul_cli.core.files import publish, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 

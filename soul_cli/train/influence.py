@@ -33,11 +33,13 @@ from soul_cli.core import cost
 from soul_cli.core.distributed import norm, rank, share, total_each, total_numbers, world
 from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shares, shuffled
-from soul_cli.models.load import AnswerModel, Predicted, autocast
+from soul_cli.models.answer_model import AnswerModel, Look, logps_of
+from soul_cli.models.load import autocast
 from soul_cli.objective.losses import wide
 from soul_cli.objective.methods import IU, Solver
-from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms
-from soul_cli.train.loop import TrainConfig, TrainData
+from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
+from soul_cli.train.config import TrainConfig
+from soul_cli.train.loop import TrainData
 
 Vector = list[Tensor]  # a tensor a parameter, in its shape, float32 or wider
 Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a micro-batch, and a name of each
@@ -70,7 +72,7 @@ class Objective:
     def value(self, batches: Sequence[Batch]) -> float:
         """Nats a token."""
         with torch.no_grad():
-            nll = sum(float(-self._predict(b).logps.sum(dtype=torch.float64)) for b in batches)
+            nll = sum(float(-self._predict(b, logps_of(b)).sum(dtype=torch.float64)) for b in batches)
         nll, tokens = total_numbers([nll, sum(len(b.targets) for b in batches)], self.device)
         return nll / tokens
 
@@ -88,10 +90,8 @@ class Objective:
             estimate = GaussNewtonBartlett(self.params)
             for batch, keys in step:
                 owner = batch.owner.cpu()
-                keep = torch.ones(len(owner), dtype=torch.bool)
-                drawn = self._predict(batch, (keep, answer_uniforms(seed, index, keys, owner))).drawn
-                assert drawn is not None
-                estimate.add(drawn)
+                u = answer_uniforms(seed, index, keys, owner)
+                estimate.add(self._predict(batch, Look(drawn_logps, (u,))))
             found = estimate.estimates()
             own = int(estimate.tokens)
             torch._foreach_add_(sums, list(found.values()), alpha=own)
@@ -102,10 +102,10 @@ class Objective:
     def _zeros(self) -> Vector:
         return [torch.zeros_like(wide(p.detach())) for p in self.params]
 
-    def _predict(self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None) -> Predicted:
+    def _predict(self, batch: Batch, look: Look) -> Tensor:
         cost.count(forward_passes=1)
         with autocast(self.device, self.precision):
-            return self.model(batch, labels)
+            return self.model(batch, [look])[0]
 
     def _mean(self, batches: Sequence[Batch], of: Callable[[Batch], Sequence[Tensor | None]]) -> Vector:
         """Sums over the batches, then over the processes, by the number of tokens."""
@@ -120,7 +120,7 @@ class Objective:
         return sums
 
     def _gradients(self, batch: Batch) -> Sequence[Tensor | None]:
-        loss = -self._predict(batch).logps.sum()
+        loss = -self._predict(batch, logps_of(batch)).sum()
         cost.count(backward_passes=1)
         return torch.autograd.grad(loss, self.params, allow_unused=True)
 

@@ -24,53 +24,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soul_cli.core import cost
-from soul_cli.core.cache import read_json
 from soul_cli.core.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
+from soul_cli.core.files import read_json
 from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import Share, Step, collate, plan_epoch, shares
-from soul_cli.models.adapters import LoRA
-from soul_cli.models.load import AnswerModel, Predicted, autocast, checkpoint_activations
+from soul_cli.models.answer_model import AnswerModel, Look, logps_of
+from soul_cli.models.load import autocast, checkpoint_activations
 from soul_cli.objective.losses import sum_by, wide
 from soul_cli.objective.methods import Answers, Counts, Method
 from soul_cli.optim.build import HessianData, Mode, Optim, SoulConfig, parameter_groups
-from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, scramble
+from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps, scramble
 from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import pieces
 from soul_cli.train import checkpoint
+from soul_cli.train.config import TrainConfig
 
 NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
-
-
-@dataclass
-class TrainConfig:
-    """How long and in what portions, over all processes.
-
-    batch_size counts forget rows (retain rows where there are no forget rows).
-    """
-
-    epochs: int
-    batch_size: int
-    accumulation: int
-    warmup: float  # share of the steps
-    decay: str  # linear: to 0 at the end; constant
-    clip: float  # global gradient norm; 0: off
-    precision: str  # bf16: autocast; no: the weights' own
-    master_weights: bool  # step bfloat16 weights in float32
-    lora: LoRA | None  # null: train all weights
-    checkpoint_steps: int
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "accumulation", "checkpoint_steps"):
-            if getattr(self, key) < 1:
-                raise UserError(f"train.{key}={getattr(self, key)}: must be 1 or more")
-        if self.decay not in ("linear", "constant"):
-            raise UserError(f"train.decay={self.decay!r}: must be linear or constant")
-        if self.precision not in ("bf16", "no"):
-            raise UserError(f"train.precision={self.precision!r}: must be bf16 or no")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"train.warmup={self.warmup}: must be in [0, 1)")
-        if self.clip < 0:
-            raise UserError(f"train.clip={self.clip}: must be 0 (off) or more")
 
 
 @dataclass
@@ -220,12 +189,15 @@ class Trainer:
         n = len(share.forget)
         own = [rows[i] for i in share.forget] + [self.data.retain[i] for i in share.retain]
         batch = collate(own or [NOTHING]).to(self.device)
-        predicted = self._predict(batch, self._labels(phase, share, batch, index) if curvature else None)
-        if curvature is not None and predicted.drawn is not None:
-            curvature.add(predicted.drawn)
+        look = logps_of(batch)
+        if curvature is None:
+            (values,) = self._predict(batch, [look])
+        else:
+            values, drawn = self._predict(batch, [look, self._labels(phase, share, batch, index)])
+            curvature.add(drawn)
             if self.sharded:  # the estimate's backward has used that forward up
-                predicted = self._predict(batch)
-        logps = sum_by(predicted.logps, batch.owner, batch.answers)
+                (values,) = self._predict(batch, [look])
+        logps = sum_by(values, batch.owner, batch.answers)
         tokens = torch.bincount(batch.owner, minlength=batch.answers)
         terms = [0 * logps.sum()] * 2  # what stays where there are no such rows
         if share.forget:
@@ -238,10 +210,10 @@ class Trainer:
         cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
         return [float(t.detach()) for t in terms]
 
-    def _predict(self, batch: Batch, labels: tuple[Tensor, Tensor] | None = None) -> Predicted:
+    def _predict(self, batch: Batch, looks: list[Look]) -> list[Tensor]:
         cost.count(forward_passes=1)
         with autocast(self.device, self.config.precision):
-            return self.model(batch, labels)
+            return self.model(batch, looks)
 
     def _update(self, phase: Phase, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
         if not self.sharded:
@@ -266,8 +238,8 @@ class Trainer:
             return GaussNewtonBartlett(self.params, self.masters.weights)
         return None
 
-    def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        """How labels for the curvature are drawn: which tokens take part, and the number each label comes from.
+    def _labels(self, phase: Phase, share: Share, batch: Batch, index: int) -> Look:
+        """Return the look that draws labels for the curvature, for the tokens that take part.
 
         A phase that has only the kind of rows that optim.hessian_data leaves out uses what it has.
         """
@@ -277,7 +249,9 @@ class Trainer:
         keep = [wanted is not HessianData.retain] * len(share.forget)
         keep += [wanted is not HessianData.forget] * len(share.retain)
         owner = batch.owner.cpu()
-        return torch.tensor(keep or [False])[owner], answer_uniforms(self.seed, index, share.keys or (0,), owner)
+        at = torch.tensor(keep or [False])[owner].nonzero().squeeze(1)
+        u = answer_uniforms(self.seed, index, share.keys or (0,), owner)
+        return Look(drawn_logps, (u[at],), at.to(batch.where.device))
 
     @staticmethod
     def _counts(rows: list[Prompted]) -> Counts:

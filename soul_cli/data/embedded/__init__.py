@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.cache import digest, publish, sha256
+from soul_cli.core.files import digest, publish, sha256
 
 HERE = Path(__file__).parent
 TRAINED = 40  # authors

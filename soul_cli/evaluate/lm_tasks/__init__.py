@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from soul_cli.core.cache import read_lines
+from soul_cli.core.files import read_lines
 
 
 def read(path: str, **_: Any) -> dict[str, Dataset]:

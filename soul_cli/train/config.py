@@ -1,0 +1,40 @@
+"""How long a training run is, and in what portions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from soul_cli.core.types import UserError
+from soul_cli.models.adapters import LoRA
+
+
+@dataclass
+class TrainConfig:
+    """How long and in what portions, over all processes.
+
+    batch_size counts forget rows (retain rows where there are no forget rows).
+    """
+
+    epochs: int
+    batch_size: int
+    accumulation: int
+    warmup: float  # share of the steps
+    decay: str  # linear: to 0 at the end; constant
+    clip: float  # global gradient norm; 0: off
+    precision: str  # bf16: autocast; no: the weights' own
+    master_weights: bool  # step bfloat16 weights in float32
+    lora: LoRA | None  # null: train all weights
+    checkpoint_steps: int
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "accumulation", "checkpoint_steps"):
+            if getattr(self, key) < 1:
+                raise UserError(f"train.{key}={getattr(self, key)}: must be 1 or more")
+        if self.decay not in ("linear", "constant"):
+            raise UserError(f"train.decay={self.decay!r}: must be linear or constant")
+        if self.precision not in ("bf16", "no"):
+            raise UserError(f"train.precision={self.precision!r}: must be bf16 or no")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"train.warmup={self.warmup}: must be in [0, 1)")
+        if self.clip < 0:
+            raise UserError(f"train.clip={self.clip}: must be 0 (off) or more")
