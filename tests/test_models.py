@@ -30,7 +30,7 @@ def step(model: AnswerModel, context: Any = nullcontext) -> tuple[list[Tensor], 
     with context():
         batch, at = collate(GROUPS), KEEP.nonzero().squeeze(1)
         labels = Look(drawn_logps, (uniforms(1, 2, index, index)[at],), at)
-        found, drawn = model(batch, [Look(scores, (batch.targets,)), labels])
+        found, drawn = model(batch, [Look(scores, (batch.targets,)), labels]).looks
     curvature = GaussNewtonBartlett(params)
     curvature.add(drawn)
     grads = torch.autograd.grad((found[:, 0] * torch.linspace(-1, 2, TOKENS)).sum(), params)
@@ -59,7 +59,7 @@ def test_predictions_are_the_language_models(tiny_lm: Callable[..., Any]) -> Non
     lm = tiny_lm(torch.float64, vocab=VOCAB, spread=0.3)
     single = Prompted((5, 6), ((7, 8, 2),))
     batch = collate([single])
-    (found,) = AnswerModel(lm)(batch, [Look(scores, (batch.targets,))])
+    (found,) = AnswerModel(lm)(batch, [Look(scores, (batch.targets,))]).looks
     logits = lm(torch.tensor([[5, 6, 7, 8, 2]])).logits[0, 1:4]
     expected = logits.log_softmax(-1)[range(3), (7, 8, 2)]
     torch.testing.assert_close(found[:, 0], expected, rtol=0, atol=1e-12)

@@ -71,7 +71,7 @@ def score(
         trees = [Tree(groups[i], score_prompt=score_prompt) for i in indices]
         batch = plant(trees).to(device)
         with autocast():
-            (found,) = model(batch, [Look(scores, (batch.targets,))])
+            (found,) = model(batch, [Look(scores, (batch.targets,))]).looks
         cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
         values, correct = found[:, 0].tolist(), found[:, 1].int().tolist()
         start = 0

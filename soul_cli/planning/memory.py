@@ -219,7 +219,7 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
         looks = [Look(token_logps, (batch.targets,))]
         looks += [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
         with autocast(torch.device("cpu"), setting.precision):
-            logps, *drawn = model(batch, looks)
+            logps, *drawn = model(batch, looks).looks
         estimate = (base, base)
         if drawn:
             drawn.pop().sum().backward(retain_graph=True)

@@ -23,13 +23,28 @@ from soul_cli.core.distributed import control, main, once, sharded
 from soul_cli.core.files import publish, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+MEMORY = "memory"  # prefix of what a combination of gradients keeps
 
 
-def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], records: list[dict[str, Any]]) -> None:
-    """Write work/checkpoint, with what was spent so far.  All processes call it."""
+def save(
+    work: Path,
+    params: Sequence[Tensor],
+    optimizers: Sequence[Optimizer],
+    records: list[dict[str, Any]],
+    memory: dict[str, Any],
+) -> None:
+    """Write work/checkpoint, with what was spent so far.  All processes call it.
+
+    memory: what a combination of gradients keeps, numbers and lists of tensors by name.
+    """
     spent = cost.spent()
     folder = work / ".checkpoint"
     tensors, scalars, groups = _flatten(params, optimizers)
+    for name, value in memory.items():
+        if isinstance(value, list):
+            tensors |= {f"{MEMORY}.{name}.{i}": t.contiguous() for i, t in enumerate(value)}
+        else:
+            scalars[f"{MEMORY}.{name}"] = value
     _write(folder, tensors, params[0])
     content = {"groups": groups, "scalars": scalars, "records": records, "cost": spent}
 
@@ -40,20 +55,23 @@ def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], 
     once(finish)
 
 
-def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """Put the state of work/checkpoint in place, what was spent included, and return its records; without one, none.
+def load(
+    work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Put the state of work/checkpoint in place, what was spent included, and return its records and memory.
 
-    All processes call it.
+    Without a checkpoint there are none.  All processes call it.
     """
     folder = once(lambda: _saved(work))
     if folder is None:
-        return []
+        return [], {}
     saved = json.loads((folder / STATE).read_text())
     cost.resume(saved["cost"])
     tensors = _read(folder, params[0])
     with torch.no_grad():
         for i, p in enumerate(params):
             p.copy_(tensors.pop(f"param.{i}"))
+    memory = _memory(tensors, saved["scalars"], params[0])
     for k, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
         for key, value in [*tensors.items(), *saved["scalars"].items()]:
@@ -63,7 +81,17 @@ def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) 
         fresh = optimizer.state_dict()["param_groups"]
         groups = [_retype(old, new) for old, new in zip(saved["groups"][k], fresh, strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return saved["records"]
+    return saved["records"], memory
+
+
+def _memory(tensors: dict[str, Tensor], scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """Take what `save` wrote of a combination's memory out of the tensors and scalars."""
+    memory: dict[str, Any] = {}
+    for key in [k for k in scalars if k.startswith(f"{MEMORY}.")]:
+        memory[key.split(".")[1]] = scalars.pop(key)
+    for key in sorted((k for k in tensors if k.startswith(f"{MEMORY}.")), key=lambda k: int(k.rsplit(".", 1)[1])):
+        memory.setdefault(key.split(".")[1], []).append(tensors.pop(key).to(like.device))
+    return memory
 
 
 def keep_start(work: Path, params: Sequence[Tensor]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from soul_cli.core.types import UserError
 from soul_cli.models.adapters import LoRA
+from soul_cli.objective.term import Normalise
 
 
 @dataclass
@@ -18,6 +19,7 @@ class TrainConfig:
     epochs: int
     batch_size: int
     accumulation: int
+    normalise: Normalise  # what a mean over the rows of a step counts alike: tokens or rows
     warmup: float  # share of the steps
     decay: str  # linear: to 0 at the end; constant
     clip: float  # global gradient norm; 0: off

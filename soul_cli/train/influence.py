@@ -36,7 +36,7 @@ from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shar
 from soul_cli.models.answer_model import AnswerModel, Look, logps_of
 from soul_cli.models.load import autocast
 from soul_cli.objective.losses import wide
-from soul_cli.objective.methods import IU, Solver
+from soul_cli.objective.edit import IU, Solver
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData
@@ -58,7 +58,7 @@ class Logits(nn.Module):
         return wide(self.model.lm.get_output_embeddings()(self.model.hidden(batch)))
 
 
-class Objective:
+class MeanCE:
     """The mean cross-entropy of a model's answers, and its derivatives by the trained parameters.
 
     Batches are this process's share; values and derivatives are those of all processes together, per answer token.
@@ -105,7 +105,7 @@ class Objective:
     def _predict(self, batch: Batch, look: Look) -> Tensor:
         cost.count(forward_passes=1)
         with autocast(self.device, self.precision):
-            return self.model(batch, [look])[0]
+            return self.model(batch, [look]).looks[0]
 
     def _mean(self, batches: Sequence[Batch], of: Callable[[Batch], Sequence[Tensor | None]]) -> Vector:
         """Sums over the batches, then over the processes, by the number of tokens."""
@@ -227,13 +227,13 @@ class Influence:
 
     def __init__(self, lm: Any, data: TrainData, method: IU, config: TrainConfig, seed: int, accelerator: Accelerator):
         self.method, self.config, self.seed, self.device = method, config, seed, accelerator.device
-        self.objective = Objective(AnswerModel(lm.eval()).to(self.device), self.device, config.precision)
+        self.objective = MeanCE(AnswerModel(lm.eval()).to(self.device), self.device, config.precision)
         assert data.forget is not None
-        forget = data.forget(0)
+        forget, retain = data.forget(0).answers["answer"], data.retain.answers["answer"]
         self.forget, held_forget = split(forget, method.validation_share, seed, "forget")
-        self.retain, held_retain = split(data.retain, method.validation_share, seed, "retain")
+        self.retain, held_retain = split(retain, method.validation_share, seed, "retain")
         self.held = self._batches(held_forget), self._batches(held_retain)
-        tokens = [sum(len(r.answers[0]) for r in rows) for rows in (forget, data.retain)]
+        tokens = [sum(len(r.answers[0]) for r in rows) for rows in (forget, retain)]
         self.share = tokens[0] / sum(tokens)  # n/N
         per_epoch = math.ceil(math.ceil(len(forget) / config.batch_size) / config.accumulation)
         self.estimates = math.ceil(config.epochs * per_epoch / method.hessian_every)  # of a run with optim=soul
