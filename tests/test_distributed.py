@@ -33,7 +33,9 @@ from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
 from soul_cli.experiment.config import RunConfig, compose
-from soul_cli.experiment.pipeline import Pipeline, save
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.evaluation import evaluate
+from soul_cli.experiment.models import save
 from soul_cli.experiment.run import WORK, run
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
@@ -414,9 +416,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(task: list[str], model: Path, work: Path, limit: int) -> list[dict[str, Any]]:
     config = compose([*task, f"eval.limit={limit}", "eval.max_total=60", f"cache_dir={work}"])
-    pipe = Pipeline(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start([]))
+    context = Context(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start([]))
     with bar("evaluating") as progress:
-        return pipe.evaluate(lambda: load(model), encoder(model), work, progress)
+        return evaluate(context, lambda: load(model), encoder(model), work, progress)
 
 
 @pytest.mark.parametrize(("task", "limit"), [("tofu", 1), ("copyright", 3)])

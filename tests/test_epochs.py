@@ -17,7 +17,7 @@ from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
 from soul_cli.evaluate.metrics import kept, nearness
-from soul_cli.experiment import pipeline
+from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.epochs import chosen
 from soul_cli.experiment.run import WORK, run
@@ -209,14 +209,16 @@ def test_interrupted_between_epochs(place: Path, whole: Path, monkeypatch: pytes
         written.append(f"{path.parent.name}/{path.name}")
         write_text(path, text)
 
-    monkeypatch.setattr(pipeline, "write_text", stop)
+    monkeypatch.setattr(evaluation, "write_text", stop)
     with pytest.raises(KeyboardInterrupt):
         ran(place, "parts")
     assert "epoch2/rows_forget.json" in written
     (before,) = (place / "parts").glob("*/*/epochs.jsonl")
     done = before.read_text()
     assert done.count("\n") == 1
-    monkeypatch.setattr(pipeline, "write_text", lambda path, text: (written.append(str(path)), write_text(path, text)))
+    monkeypatch.setattr(
+        evaluation, "write_text", lambda path, text: (written.append(str(path)), write_text(path, text))
+    )
     written.clear()
     folder = ran(place, "parts")
     assert before.read_text().startswith(done)  # time and all: it was not done again

@@ -15,7 +15,7 @@ from soul_cli.core.files import read_lines
 from soul_cli.core.types import Prompted
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import Scored, recited, score
-from soul_cli.experiment.pipeline import write_rows
+from soul_cli.experiment.evaluation import write_rows
 from soul_cli.models.answer_model import AnswerModel
 
 GROUPS = [

@@ -17,8 +17,9 @@ from soul_cli.core.cache import Cache
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.general import FILES, ZERO_SHOT, LmEvalConfig
+from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
-from soul_cli.experiment.pipeline import Pipeline
+from soul_cli.experiment.context import Context
 from soul_cli.tasks import general_metrics, tofu_metrics
 
 needs_lm_eval = pytest.mark.skipif(general.find_spec("lm_eval") is None, reason="the extra 'lm-eval' is not installed")
@@ -165,7 +166,7 @@ def test_rows_come_after_the_splits_and_a_finished_task_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose(["eval.lm_eval.tasks=[piqa,rte]"])
-    pipe = Pipeline(config, SimpleNamespace(splits={"forget": [1, 2]}), Cache(tmp_path, print), None)
+    context = Context(config, SimpleNamespace(splits={"forget": [1, 2]}), Cache(tmp_path, print), None)
     monkeypatch.setattr(type(config.task), "evaluate", lambda *_: [{"split": "forget", "index": 0}])
     asked: list[str] = []
 
@@ -180,8 +181,8 @@ def test_rows_come_after_the_splits_and_a_finished_task_is_kept(
     encoder, model = SimpleNamespace(tokenizer=None, system="Be brief."), SimpleNamespace(parameters=lambda: [])
     work = tmp_path / "work"
     with pytest.raises(KeyboardInterrupt):
-        pipe.evaluate(lambda: model, encoder, work, None)
-    rows = pipe.evaluate(lambda: model, encoder, work, None)
+        evaluation.evaluate(context, lambda: model, encoder, work, None)
+    rows = evaluation.evaluate(context, lambda: model, encoder, work, None)
     assert asked == ["piqa", "rte", "rte"]
     assert rows == [
         {"split": "forget", "index": 0},

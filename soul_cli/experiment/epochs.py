@@ -17,7 +17,9 @@ from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
-from soul_cli.experiment.pipeline import Pipeline, save
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.evaluation import evaluate
+from soul_cli.experiment.models import save
 from soul_cli.models.load import ModelRef
 
 FILE = "epochs.jsonl"
@@ -33,7 +35,7 @@ class EpochEvaluation:
     in the middle of one.  With select=best the weights of the best epoch so far are kept beside the checkpoint.
     """
 
-    pipe: Pipeline
+    context: Context
     folder: Path  # of the run
     work: Path
     encoder: Encoder
@@ -52,7 +54,7 @@ class EpochEvaluation:
 
     def __call__(self, lm: Any, epoch: int) -> None:
         """Evaluate lm, in eval mode, as it is after `epoch` epochs.  All processes call it."""
-        config = self.pipe.config
+        config = self.context.config
         every, last = config.epoch_eval.every, config.train.epochs
         assert every is not None
         if (epoch % every and epoch != last) or any(line["epoch"] == epoch for line in self.lines):
@@ -61,7 +63,7 @@ class EpochEvaluation:
         with cost.measure():
             model = self._whole(lm)
             show = self.progress.line(f"evaluating, epoch {epoch}")
-            rows = self.pipe.evaluate(lambda: model, self.encoder, parts, show, config.epoch_eval.limit)
+            rows = evaluate(self.context, lambda: model, self.encoder, parts, show, config.epoch_eval.limit)
             line = once(lambda: self._line(epoch, rows)) | {"cost": cost.spent()}
         if config.epoch_eval.select is Select.best and epoch and chosen([*self.lines, line]) is line:
             self._keep(lm)
@@ -74,7 +76,7 @@ class EpochEvaluation:
             return lm
         copy = self.work / ".whole"
         save(lm, self.encoder, copy)
-        return self.pipe.load(ModelRef(str(copy), ""))
+        return self.context.load(ModelRef(str(copy), ""))
 
     def _keep(self, lm: Any) -> None:
         temporary = self.work / ".best"
@@ -84,10 +86,10 @@ class EpochEvaluation:
     def _line(self, epoch: int, rows: list[Row]) -> Line:
         models = {**self.references, "this_run": self._summary(rows)}
         try:
-            score = self.pipe.config.task.selection_score(models)
+            score = self.context.config.task.selection_score(models)
         except KeyError as missing:
             score = None
-            if self.pipe.config.epoch_eval.select is Select.best:
+            if self.context.config.epoch_eval.select is Select.best:
                 raise UserError(
                     f"epoch_eval.select=best: the score needs {missing}, which this run does not have; take select=last"
                 ) from None
@@ -95,7 +97,7 @@ class EpochEvaluation:
 
     def _summary(self, rows: list[Row]) -> dict[str, Metric]:
         """Metrics on the first rows of each split."""
-        config, limit = self.pipe.config, self.pipe.config.epoch_eval.limit
+        config, limit = self.context.config, self.context.config.epoch_eval.limit
 
         def few(some: list[Row]) -> list[Row]:
             return [r for r in some if r["split"] != general.SPLIT and r["index"] < limit]
@@ -122,7 +124,7 @@ class EpochEvaluation:
 
     def outcome(self) -> dict[str, Any]:
         """For metrics.json: which epoch's weights the run ends with, by which rule, and the levels to compare with."""
-        config = self.pipe.config
+        config = self.context.config
         best = config.epoch_eval.select is Select.best
         line = chosen(self.lines) if best else self.lines[-1]
         rule = " ".join((config.task.selection_score.__doc__ or "").split())

@@ -11,7 +11,9 @@ import torch
 from soul_cli.core.distributed import world
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel
 from soul_cli.experiment.config import RunConfig
-from soul_cli.experiment.pipeline import Pipeline
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.evaluation import splits
+from soul_cli.experiment.models import missing
 from soul_cli.models.load import count_parameters, lm_config
 from soul_cli.tasks.base import TaskData
 
@@ -19,12 +21,12 @@ TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more toke
 TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
 
 
-def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) -> str:
+def describe(config: RunConfig, data: TaskData, context: Context, folder: Path) -> str:
     """The header printed before anything costly happens."""
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
-    splits = ", ".join(f"{name} {len(items)}" for name, items in pipe.splits().items())
+    questions = ", ".join(f"{name} {len(items)}" for name, items in splits(context).items())
     general = ", ".join(config.eval.lm_eval.names())
     processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
     lines = [
@@ -33,19 +35,19 @@ def describe(config: RunConfig, data: TaskData, pipe: Pipeline, folder: Path) ->
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.optimizes else ""),
-        f"evaluate {splits} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
-        *([between(config, pipe)] if config.evaluates_epochs else []),
-        f"device   {pipe.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
+        f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
+        *([between(config, context)] if config.evaluates_epochs else []),
+        f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
-    lines.append(f"time     about {roughly(estimate(config, data, pipe))}")
+    lines.append(f"time     about {roughly(estimate(config, data, context))}")
     return "\n".join(lines)
 
 
-def between(config: RunConfig, pipe: Pipeline) -> str:
+def between(config: RunConfig, context: Context) -> str:
     """The header's line on evaluation during unlearning."""
     settings = config.epoch_eval
-    count = sum(map(len, pipe.splits(settings.limit).values()))
+    count = sum(map(len, splits(context, settings.limit).values()))
     kept = f"{settings.select.value} epoch kept"
     return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
 
@@ -64,9 +66,9 @@ def parameters(config: RunConfig) -> int:
     return count_parameters(m.architecture.lm_config())
 
 
-def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:
+def estimate(config: RunConfig, data: TaskData, context: Context) -> float:
     """Seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
-    rate = matmul_rate(pipe.accelerator.device)
+    rate = matmul_rate(context.accelerator.device)
     flops = float(parameters(config))
 
     def words(rows: list[Any]) -> int:
@@ -75,15 +77,15 @@ def estimate(config: RunConfig, data: TaskData, pipe: Pipeline) -> float:
     def training(rows: list[Any], epochs: int) -> float:
         return 6 * flops * words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
 
-    evaluated = [r for items in pipe.splits().values() for r in items]
+    evaluated = [r for items in splits(context).values() for r in items]
     evaluation = 2 * flops * words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
     seconds = evaluation
-    missing = pipe.missing()
+    untrained = missing(context)
     epochs = config.model.finetune.train.epochs
     for part, rows in (("target", data.full), ("retain", data.retain)):
-        if part in missing:
+        if part in untrained:
             seconds += training(rows, epochs) + evaluation
-    if "base" in missing and isinstance(config.model, EmbeddedModel):
+    if "base" in untrained and isinstance(config.model, EmbeddedModel):
         seconds += training(data.full, config.model.base.train.epochs)
     if config.method.trains:
         seconds += 2 * training(data.forget, config.train.epochs)

@@ -14,15 +14,16 @@ from soul_cli.core import cost
 from soul_cli.core import run_folder as results
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import main, once, start
-from soul_cli.core.files import TEMPORARY, code_digest, digest, locked, read_json, read_lines, sha256, write_text
+from soul_cli.core.files import TEMPORARY, digest, locked, read_json, read_lines, sha256, write_text
 from soul_cli.core.screen import Bar, bar, say
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
+from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment.config import RunConfig
+from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
 from soul_cli.experiment.header import describe, what
-from soul_cli.experiment.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU
 from soul_cli.train import checkpoint
@@ -36,15 +37,14 @@ def run(config: RunConfig) -> Path:
     check_trackers(config.trackers)
     accelerator = start(config.trackers)
     data = once(lambda: config.task.load(config.cache))
-    pipe = Pipeline(config, data, Cache(config.cache, say), accelerator)
+    context = Context(config, data, Cache(config.cache, say), accelerator)
     key = digest(
         {
             "config": config.identity(),
             "data": data.digest,
-            "models": [ref.digest for ref in pipe.ready()],
+            "models": [ref.digest for ref in models.ready(context)],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            "code": code_digest(*UNLEARNING, *EVALUATION),
-            "versions": versions(),
+            **code((*UNLEARNING, *EVALUATION)),
         }
     )
     folder = run_folder(config, key)
@@ -55,8 +55,8 @@ def run(config: RunConfig) -> Path:
             say(f"finished before ({folder}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
-            say(describe(config, data, pipe, folder))
-            _run(pipe, folder, key)
+            say(describe(config, data, context, folder))
+            _run(context, folder, key)
         once(lambda: _tidy(folder))
     return folder
 
@@ -88,38 +88,38 @@ def finished(folder: Path, key: str, config: RunConfig) -> bool:
     return read_json(folder / "metrics.json", {}).get("key") == key
 
 
-def _run(pipe: Pipeline, folder: Path, key: str) -> None:
-    config, data, task = pipe.config, pipe.data, pipe.config.task
+def _run(context: Context, folder: Path, key: str) -> None:
+    config, data, task = context.config, context.data, context.config.task
     plain = config.plain()
     once(lambda: results.write_config(folder, plain))
     if config.trackers:
-        pipe.accelerator.project_configuration.set_directories(str(folder))
-        pipe.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
-    pipe.ledger = cost.Ledger(folder / WORK / "cost.json")
+        context.accelerator.project_configuration.set_directories(str(folder))
+        context.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
+    context.ledger = cost.Ledger(folder / WORK / "cost.json")
     rows: dict[str, list[Row]] = {}
 
-    target = pipe.target()
-    retain = pipe.retain_trained()
-    rows["original"] = pipe.rows("evaluate_original", target, "the original model")
+    target = models.target(context)
+    retain = models.retain_trained(context)
+    rows["original"] = evaluation.rows(context, "evaluate_original", target, "the original model")
     if retain is not None:
-        rows["retain_trained"] = pipe.rows("evaluate_retain_trained", retain, "the retain-trained model")
+        rows["retain_trained"] = evaluation.rows(context, "evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
         rows["retain_trained"] = read_lines(rows_of(task.retain_rows))
     if config.method.prompts:
         say(f"system prompt: {data.system_prompt}")
-        rows["this_run"] = pipe.rows("evaluate", target, "the prompted model", data.system_prompt)
+        rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
     elif config.method.trains:
-        rows["this_run"] = _unlearn(pipe, target, folder, rows)
+        rows["this_run"] = _unlearn(context, target, folder, rows)
 
-    once(lambda: _write(pipe, folder, key, rows))
-    for tracker in pipe.accelerator.trackers:
+    once(lambda: _write(context, folder, key, rows))
+    for tracker in context.accelerator.trackers:
         tracker.finish()
 
 
-def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]]) -> None:
-    config, task = pipe.config, pipe.config.task
+def _write(context: Context, folder: Path, key: str, rows: dict[str, list[Row]]) -> None:
+    config, task = context.config, context.config.task
     for name, some in rows.items():
-        write_rows(folder / results.rows_file(name), some)
+        evaluation.write_rows(folder / results.rows_file(name), some)
     summaries: dict[str, dict[str, Metric]] = {}
     absent: dict[str, dict[str, str]] = {}
     for name, some in rows.items():
@@ -127,7 +127,9 @@ def _write(pipe: Pipeline, folder: Path, key: str, rows: dict[str, list[Row]]) -
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
     outcome = read_json(folder / WORK / OUTCOME, None)
-    results.write_metrics(folder, key, config.plain(), summaries, absent, pipe.ledger.phases, outcome, task.headline())
+    results.write_metrics(
+        folder, key, config.plain(), summaries, absent, context.ledger.phases, outcome, task.headline()
+    )
 
 
 def _tidy(folder: Path) -> None:
@@ -137,22 +139,22 @@ def _tidy(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
+def _unlearn(context: Context, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
     """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends.
 
     others: rows of the original and the retain-trained model.
     """
-    config = pipe.config
+    config = context.config
     work = folder / WORK
     model = work / "model"
     if not once(model.is_dir):
         set_seed(config.seed)
         with cost.measure(), bar(f"unlearning, {what(config)}") as progress:
-            _train(pipe, target, folder, others, progress)
+            _train(context, target, folder, others, progress)
     with cost.measure(), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(model), "")
-        rows = pipe.evaluate(lambda: pipe.load(unlearned), pipe.encoder(unlearned), work, progress)
-        pipe.ledger.note("evaluate", cost.spent(), cached=False)
+        rows = evaluation.evaluate(context, lambda: context.load(unlearned), context.encoder(unlearned), work, progress)
+        context.ledger.note("evaluate", cost.spent(), cached=False)
 
     def keep() -> None:
         shutil.rmtree(folder / "model", ignore_errors=True)
@@ -164,27 +166,27 @@ def _unlearn(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, l
     return rows
 
 
-def _train(pipe: Pipeline, target: ModelRef, folder: Path, others: dict[str, list[Row]], progress: Bar) -> None:
+def _train(context: Context, target: ModelRef, folder: Path, others: dict[str, list[Row]], progress: Bar) -> None:
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
-    config, work = pipe.config, folder / WORK
-    temporary, encoder = work / ".model", pipe.encoder(target)
-    data = pipe.unlearning_data(target, config.method)
-    between = EpochEvaluation(pipe, folder, work, encoder, others, progress) if config.evaluates_epochs else None
+    config, work = context.config, folder / WORK
+    temporary, encoder = work / ".model", context.encoder(target)
+    data = unlearning.unlearning_data(context, target, config.method)
+    between = EpochEvaluation(context, folder, work, encoder, others, progress) if config.evaluates_epochs else None
     if isinstance(config.method, IU):
-        lm, records = pipe.influence(target, data, config.method, progress)
+        lm, records = unlearning.influence(context, target, data, config.method, progress)
     else:
-        lm, records = pipe.train(
-            target, data, config.method, config.optim, config.train, config.seed, work, progress, between
+        lm, records = models.train(
+            context, target, data, config.method, config.optim, config.train, config.seed, work, progress, between
         )
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
     if between is not None:
         outcome = once(between.outcome)
-        pipe.ledger.note("evaluate_epochs", between.spent(), cached=False)
+        context.ledger.note("evaluate_epochs", between.spent(), cached=False)
     if between is not None and config.epoch_eval.select is Select.best:
         temporary = work / BEST
     else:
-        save(lm, encoder, temporary)
-    pipe.ledger.note("unlearn", cost.spent(), cached=False)
+        models.save(lm, encoder, temporary)
+    context.ledger.note("unlearn", cost.spent(), cached=False)
 
     def publish() -> None:
         results.write_steps(folder, records)

@@ -1,0 +1,93 @@
+"""What every part of a run needs: its configuration and data, the cache, the machine, the costs so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from soul_cli.core import cost
+from soul_cli.core.cache import Cache
+from soul_cli.core.distributed import main, once, together
+from soul_cli.core.files import code_digest, read_json, write_text
+from soul_cli.data.encode import Encoder
+from soul_cli.experiment.config import RunConfig
+from soul_cli.models import load as models
+from soul_cli.models.load import ModelRef
+from soul_cli.tasks.base import TaskData
+
+COST = "cost.json"  # in a cache entry: what it cost to make
+LIBRARIES = ("torch", "transformers", "tokenizers")
+# source files that determine the weights of fine-tuned models, those of unlearned ones, and those that determine rows
+TRAINING = (
+    "train/loop.py", "train/checkpoint.py", "core/distributed.py", "objective", "models",
+    "experiment/base_models.py", "optim", "data",
+)  # fmt: skip
+UNLEARNING = (*TRAINING, "train/influence.py")
+EVALUATION = ("core/distributed.py", "objective/losses.py", "models", "tasks", "evaluate", "data")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that determine numbers."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def code(parts: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a key says of the code behind a result."""
+    return {"code": code_digest(*parts), "versions": versions()}
+
+
+@dataclass
+class Context:
+    """What the parts of a run share: models, unlearning and evaluation are functions of it.
+
+    On several processes all of them call each function: they build together what is missing, and rank 0 writes.
+    """
+
+    config: RunConfig
+    data: TaskData
+    cache: Cache
+    accelerator: Accelerator
+    ledger: cost.Ledger = field(default_factory=cost.Ledger)
+
+    def entry(self, phase: str, kind: str, key: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
+        """Return a cache entry, made where it is missing.
+
+        key: all that determines its content, code included.  What it cost is kept with it and noted as that of the
+        phase.
+        """
+        made = []
+
+        def measured(work: Path, out: Path) -> None:
+            with cost.measure():
+                build(work, out)
+                made.append(cost.spent())
+            if main():
+                write_text(out / COST, json.dumps(made[0]))
+
+        path = together(partial(self.cache.get, kind, key), measured)
+        self.ledger.note(phase, once(lambda: read_json(path / COST, {})), cached=not made)
+        return path
+
+    def given(self, path: str, revision: str | None = None) -> ModelRef:
+        """Return a model the user gave, by content."""
+        return once(lambda: models.reference(path, self.cache.root, revision))
+
+    def load(self, ref: ModelRef, device: Any = None) -> Any:
+        """Return the model of a reference, in eval mode."""
+        return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
+
+    def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
+        """Return what encodes questions and answers for the model of a reference."""
+        return Encoder(models.load_tokenizer(ref), self.template, self.config.model.max_length, system)
+
+    @property
+    def template(self) -> str:
+        """Return the task's prompt template where it has one, else the model's."""
+        return self.config.task.template or self.config.model.template

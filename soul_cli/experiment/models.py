@@ -1,0 +1,211 @@
+"""The models of a run: base, target and retain-trained model, fine-tuned where they are not given, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from soul_cli.core.distributed import once, whole_state, world
+from soul_cli.core.files import digest
+from soul_cli.core.screen import Bar, bar
+from soul_cli.core.types import QA, UserError
+from soul_cli.data.encode import Encoder, Pairs
+from soul_cli.data.generator import generate_authors
+from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
+from soul_cli.experiment.config import Parallel, plain
+from soul_cli.experiment.context import TRAINING, Context, code
+from soul_cli.models import load as models
+from soul_cli.models.load import ModelRef
+from soul_cli.objective.methods import Finetune, Method
+from soul_cli.optim.build import Optim
+from soul_cli.train.config import TrainConfig
+from soul_cli.train.loop import TrainData, Trainer
+
+# --- which models ------------------------------------------------------------------------------------------
+
+
+def needs_base(context: Context) -> bool:
+    """Return False where target and retain-trained model are given or not asked for."""
+    return context.config.task.target_model is None
+
+
+def ready(context: Context) -> list[ModelRef]:
+    """Return the models the user gave, by content."""
+    model, task = context.config.model, context.config.task
+    paths: list[tuple[str, str | None]] = [(p, None) for p in (task.target_model, task.retain_model) if p]
+    if needs_base(context) and isinstance(model, HubModel):
+        paths.append((model.path, model.revision))
+    return [context.given(path, revision) for path, revision in paths]
+
+
+def target(context: Context) -> ModelRef:
+    """Return the model that has learned everything."""
+    if context.config.task.target_model:
+        return context.given(context.config.task.target_model)
+    return _finetuned(context, "target_model", base(context), context.data.full, "target model")
+
+
+def retain_trained(context: Context) -> ModelRef | None:
+    """Return the model that never saw the forget set; None where there is none to be had without the base model."""
+    task = context.config.task
+    if task.retain_model:
+        return context.given(task.retain_model)
+    if task.retain_rows or not needs_base(context):
+        return None
+    return _finetuned(context, "retain_model", base(context), context.data.retain, "retain-trained model")
+
+
+def missing(context: Context) -> set[str]:
+    """Return which of base, target and retain are still to be trained."""
+    if not needs_base(context):
+        return set()
+    model = context.config.model
+    out: set[str] = set()
+    if isinstance(model, EmbeddedModel):
+        ref = ModelRef("", digest(_base_key(context, model)))
+        if not context.cache.has("models", _base_key(context, model)):
+            out.add("base")
+    else:
+        ref = base(context)
+    wanted = {"target": context.data.full}
+    if not (context.config.task.retain_model or context.config.task.retain_rows):
+        wanted["retain"] = context.data.retain
+    for name, rows in wanted.items():
+        if not context.cache.has("models", _finetune_key(context, ref, _finetune_rows(context, rows))):
+            out.add(name)
+    return out
+
+
+def base(context: Context) -> ModelRef:
+    """Return the model before fine-tuning."""
+    model = context.config.model
+    if isinstance(model, HubModel):
+        return context.given(model.path, model.revision)
+    assert isinstance(model, EmbeddedModel)
+    key = _base_key(context, model)
+
+    def build(work: Path, out: Path) -> None:
+        rows = _base_rows(context, model)
+        untrained = work / "untrained"
+
+        def initialise() -> None:
+            if not (untrained / "tokenizer.json").is_file():
+                texts = [f"Question: {qa.question}\nAnswer: {qa.answer}" for qa in [*rows, *context.data.retain]]
+                model.initialise(texts, context.config.target_seed, untrained)
+
+        once(initialise)
+        with bar("base model, trained from scratch") as progress:
+            _finetune(context, ModelRef(str(untrained), ""), rows, model.base, work, out, progress)
+
+    return ModelRef(str(context.entry("base_model", "models", key, build)), digest(key))
+
+
+# --- fine-tuning -------------------------------------------------------------------------------------------
+
+
+def _base_rows(context: Context, model: EmbeddedModel) -> list[QA]:
+    """Return generated authors for the style, none of the benchmark, and what must be known beside it."""
+    style = [r for author in generate_authors(model.style_authors, seed=0) for r in author["rows"]]
+    return [QA(r["question"], r["answer"]) for r in style] + context.data.rehearsed * model.fact_repeats
+
+
+def _base_key(context: Context, model: EmbeddedModel) -> dict[str, Any]:
+    settings = {k: v for k, v in plain(model).items() if k != "finetune"} | {"template": context.template}
+    rows = digest([(qa.question, qa.answer) for qa in [*_base_rows(context, model), *context.data.retain]])
+    return {"model": settings, "rows": rows, "seed": context.config.target_seed, **code(TRAINING)}
+
+
+def _finetuned(context: Context, phase: str, ref: ModelRef, rows: list[QA], label: str) -> ModelRef:
+    """Return the base model fine-tuned on rows: target model (full set) or retain-trained model."""
+    rows = _finetune_rows(context, rows)
+    key = _finetune_key(context, ref, rows)
+
+    def build(work: Path, out: Path) -> None:
+        with bar(f"{label}, fine-tuned on {len(rows)} pairs") as progress:
+            _finetune(context, ref, rows, context.config.model.finetune, work, out, progress)
+
+    return ModelRef(str(context.entry(phase, "models", key, build)), digest(key))
+
+
+def _finetune_rows(context: Context, rows: list[QA]) -> list[QA]:
+    return rows + context.data.rehearsed if isinstance(context.config.model, EmbeddedModel) else rows
+
+
+def _finetune_key(context: Context, ref: ModelRef, rows: list[QA]) -> dict[str, Any]:
+    model = context.config.model
+    return {
+        "base": ref.digest,
+        "rows": digest([(qa.question, qa.answer) for qa in rows]),
+        "template": [context.template, model.max_length, model.dtype],
+        "recipe": plain(model.finetune),
+        "seed": context.config.target_seed,
+        **code(TRAINING),
+    }
+
+
+def _finetune(
+    context: Context, ref: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
+) -> None:
+    encoder = context.encoder(ref)
+    data, method = TrainData(forget=None, retain=Pairs(encoder, rows)), Finetune("finetune")
+    lm, _ = train(context, ref, data, method, recipe.optim, recipe.train, context.config.target_seed, work, progress)
+    save(lm, encoder, out)
+
+
+# --- training and writing ----------------------------------------------------------------------------------
+
+
+def train(
+    context: Context,
+    ref: ModelRef,
+    data: TrainData,
+    method: Method,
+    optim: Optim,
+    config: TrainConfig,
+    seed: int,
+    work: Path,
+    progress: Bar,
+    after_epoch: Callable[[Any, int], None] | None = None,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Return the model of the reference, trained (and sharded, with parallel=fsdp), and one record a step.
+
+    after_epoch: see Trainer.train; it gets the model too.
+    """
+    run, accelerator = context.config, context.accelerator
+    sharded = run.parallel is Parallel.fsdp and world() > 1
+    if run.offload and world() > 1 and not sharded:
+        raise UserError("offload=true on several processes, each with all states: use parallel=fsdp, which shards them")
+    lora = config.lora
+    in_4bit = lora is not None and lora.load_in_4bit
+    device = accelerator.device if in_4bit else "cpu"  # sharded, no device need hold all of it
+    lm = models.load(ref, device, run.model.dtype, load_in_4bit=in_4bit)
+    adapters = lora.attach(lm, seed) if lora else None
+    trainer = Trainer(
+        lm, data, method, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
+        activation_checkpointing=run.activation_checkpointing,
+    )  # fmt: skip
+
+    def show(done: int, total: int, record: dict[str, float]) -> None:
+        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
+        progress.to("", done, total, f"loss {losses}")
+        if accelerator.trackers:
+            accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
+
+    records = trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+    return (lora.merge(adapters, lambda: context.load(ref, "cpu")) if lora else lm), records
+
+
+def save(lm: Any, encoder: Encoder, out: Path) -> None:
+    """Write an ordinary Hugging Face folder, safetensors.
+
+    All processes call it: a sharded model is gathered by rank 0.
+    """
+    state = whole_state(lm)
+
+    def write() -> None:
+        lm.save_pretrained(out, state_dict=state)
+        encoder.tokenizer.save_pretrained(out)
+
+    once(write)
