@@ -36,8 +36,3 @@ class Rows:
 
 
 NO_ROWS = Rows({"answer": ()})
-
-
-def plain(rows: Sequence[Prompted]) -> Rows:
-    """Return rows of one answer each, by its usual name."""
-    return Rows({"answer": rows})

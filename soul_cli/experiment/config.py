@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from soul_cli.core.files import CONFIGS
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.config import EpochEvalConfig, EvalConfig, Select
 from soul_cli.experiment.base_models import MODELS, AnyModel
-from soul_cli.objective.methods import METHODS, Method
-from soul_cli.optim.build import OPTIMS, Optim
+from soul_cli.objective.combine import COMBINES, Combine
+from soul_cli.objective.edit import Edit
+from soul_cli.objective.forget import Objective
+from soul_cli.objective.methods import METHODS, Method, Problem, problem, usual_retain
+from soul_cli.objective.perturb import PERTURBS, Perturb
+from soul_cli.objective.retain import RETAINS, NoRetain, Retain
+from soul_cli.optim.build import OPTIMS, HessianData, Optim
 from soul_cli.tasks import TASKS
 from soul_cli.tasks.base import Task
 from soul_cli.train.config import TrainConfig
@@ -25,6 +31,9 @@ from soul_cli.train.config import TrainConfig
 GROUPS: dict[str, Mapping[str, type]] = {
     "task": TASKS,
     "method": METHODS,
+    "retain": RETAINS,
+    "combine": COMBINES,
+    "perturb": PERTURBS,
     "optim": OPTIMS,
     "model": MODELS,
 }
@@ -45,6 +54,9 @@ class RunConfig:
 
     task: Task
     method: Method
+    retain: Retain | NoRetain
+    combine: Combine
+    perturb: Perturb
     optim: Optim
     model: AnyModel
     train: TrainConfig
@@ -69,22 +81,46 @@ class RunConfig:
         "force", "save_model", "output_dir", "cache_dir", "trackers", "parallel", "offload", "activation_checkpointing",
         "plan", "gpu", "gpus",
     )  # fmt: skip
-    OF_TRAINING = ("train", "seed")
+    OF_TRAINING = ("train", "seed")  # of no effect where nothing is trained
+    OF_LOOP = ("retain", "combine", "perturb", "optim")  # of no effect without the training loop
+
+    @property
+    def changes_weights(self) -> bool:
+        return isinstance(self.method, Objective | Edit)
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether the training loop runs, and with it an optimizer."""
+        return isinstance(self.method, Objective)
+
+    @cached_property
+    def problem(self) -> Problem | None:
+        """What the training loop minimises; None where it does not run."""
+        if not isinstance(self.method, Objective):
+            return None
+        return problem(self.method, self.retain, self.combine, self.perturb)
+
+    @property
+    def title(self) -> str:
+        """The method's name, with what differs from what usually goes with it: npo+kl+alternating."""
+        others = {self.retain.name: usual_retain(self.method.name), self.combine.name: "sum", self.perturb.name: "none"}
+        more = [name for name, usual in others.items() if name != usual] if self.optimizes else []
+        return "+".join([self.method.name, *more])
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, as plain values."""
         between = plain(self.epoch_eval) if self.evaluates_epochs else None
-        ignored = self.NOT_RESULT if self.method.trains else self.NOT_RESULT + self.OF_TRAINING
+        ignored = self.NOT_RESULT if self.changes_weights else self.NOT_RESULT + self.OF_TRAINING
         kept = {k: v for k, v in self.plain().items() if k not in ignored}
         return kept | {"eval": self.eval.identity(), "epoch_eval": between}
 
     @property
     def evaluates_epochs(self) -> bool:
-        return self.method.optimizes and self.epoch_eval.every is not None
+        return self.optimizes and self.epoch_eval.every is not None
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, but for an optimizer that has no effect."""
-        kept = (f.name for f in fields(self) if f.name != "optim" or self.method.optimizes)
+        """As plain values, but for groups that have no effect."""
+        kept = (f.name for f in fields(self) if f.name not in self.OF_LOOP or self.optimizes)
         return {name: plain(getattr(self, name)) for name in kept}
 
     @property
@@ -108,6 +144,8 @@ def load(raw: DictConfig) -> RunConfig:
     missing = sorted(OmegaConf.missing_keys(raw))
     if missing:
         raise UserError("no value for " + ", ".join(missing) + "; set it on the command line, KEY=VALUE")
+    if raw.get("retain", {}).get("name") == "none":
+        raw.retain.pop("weight", None)  # of a tuned preset, which is for the method's usual retain term
     parts: dict[str, Any] = {}
     for key in (f.name for f in fields(RunConfig)):
         if key not in raw:
@@ -129,7 +167,8 @@ def load(raw: DictConfig) -> RunConfig:
         raise UserError(f"parallel={parts['parallel']!r}: must be one of {', '.join(Parallel.__members__)}")
     parts["parallel"] = Parallel(parts["parallel"])
     config = RunConfig(**parts)
-    if config.parallel is Parallel.fsdp and config.method.one_shot:
+    check_problem(config)
+    if config.parallel is Parallel.fsdp and isinstance(config.method, Edit):
         raise UserError(
             f"parallel=fsdp with method={config.method.name}: its curvature is that of whole parameters; "
             "use parallel=ddp"
@@ -144,6 +183,19 @@ def load(raw: DictConfig) -> RunConfig:
         if train.lora and config.model.dtype == "float64" and train.lora.load_in_4bit:
             raise UserError(f"{where}.lora.load_in_4bit=true with model.dtype=float64: take bfloat16 or float32")
     return config
+
+
+def check_problem(config: RunConfig) -> None:
+    """Refuse what makes no sense together."""
+    solved = config.problem
+    curvature = config.optim.curvature if solved else None
+    if not solved or not curvature or not solved.forget or solved.forget.needs.head:
+        return
+    if not solved.retain or curvature.data is HessianData.forget:
+        raise UserError(
+            f"method={config.method.name} has no head, and optim={config.optim.name} takes its curvature from the "
+            "predictions of the forget rows here: give a retain term and optim.hessian_data=retain or both"
+        )
 
 
 def _schema(group: str, values: DictConfig) -> type:

@@ -34,7 +34,7 @@ def describe(config: RunConfig, data: TaskData, context: Context, folder: Path) 
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         f"unlearn  {what(config)}"
-        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.optimizes else ""),
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
         *([between(config, context)] if config.evaluates_epochs else []),
         f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
@@ -54,8 +54,7 @@ def between(config: RunConfig, context: Context) -> str:
 
 def what(config: RunConfig) -> str:
     """The method, and the optimizer where it has one."""
-    method = config.method
-    return f"{method.name} with {config.optim.name}" if method.optimizes else method.name
+    return f"{config.title} with {config.optim.name}" if config.optimizes else config.title
 
 
 def parameters(config: RunConfig) -> int:
@@ -87,7 +86,7 @@ def estimate(config: RunConfig, data: TaskData, context: Context) -> float:
             seconds += training(rows, epochs) + evaluation
     if "base" in untrained and isinstance(config.model, EmbeddedModel):
         seconds += training(data.full, config.model.base.train.epochs)
-    if config.method.trains:
+    if config.changes_weights:
         seconds += 2 * training(data.forget, config.train.epochs)
     return seconds
 

@@ -13,12 +13,13 @@ from soul_cli.core.screen import Bar, bar
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.experiment.config import Parallel, plain
 from soul_cli.experiment.context import TRAINING, Context, code
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.methods import Finetune, Method
+from soul_cli.objective.methods import Problem, finetuning
 from soul_cli.optim.build import Optim
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData, Trainer
@@ -149,8 +150,9 @@ def _finetune(
     context: Context, ref: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
 ) -> None:
     encoder = context.encoder(ref)
-    data, method = TrainData(forget=None, retain=Pairs(encoder, rows)), Finetune("finetune")
-    lm, _ = train(context, ref, data, method, recipe.optim, recipe.train, context.config.target_seed, work, progress)
+    data = TrainData(forget=None, retain=Rows({"answer": Pairs(encoder, rows)}))
+    optim, settings, seed = recipe.optim, recipe.train, context.config.target_seed
+    lm, _ = train(context, ref, data, finetuning(), optim, settings, seed, work, progress)
     save(lm, encoder, out)
 
 
@@ -161,7 +163,7 @@ def train(
     context: Context,
     ref: ModelRef,
     data: TrainData,
-    method: Method,
+    problem: Problem,
     optim: Optim,
     config: TrainConfig,
     seed: int,
@@ -183,7 +185,7 @@ def train(
     lm = models.load(ref, device, run.model.dtype, load_in_4bit=in_4bit)
     adapters = lora.attach(lm, seed) if lora else None
     trainer = Trainer(
-        lm, data, method, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
+        lm, data, problem, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
         activation_checkpointing=run.activation_checkpointing,
     )  # fmt: skip
 

@@ -25,7 +25,8 @@ from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
 from soul_cli.experiment.header import describe, what
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.methods import IU
+from soul_cli.objective.edit import IU
+from soul_cli.objective.methods import Prompting
 from soul_cli.train import checkpoint
 
 WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs
@@ -71,11 +72,10 @@ def check_trackers(names: list[str]) -> None:
 
 
 def run_folder(config: RunConfig, key: str) -> Path:
-    name = f"{config.method.name}-{config.optim.name}-seed{config.seed}-{key[:8]}"
-    if config.method.one_shot:
-        name = f"{config.method.name}-seed{config.seed}-{key[:8]}"
-    elif not config.method.trains:
-        name = f"{config.method.name}-{key[:8]}"
+    parts = [config.title]
+    parts += [config.optim.name] if config.optimizes else []
+    parts += [f"seed{config.seed}"] if config.changes_weights else []
+    name = "-".join([*parts, key[:8]])
     return Path(config.output_dir).expanduser() / config.task.name / name
 
 
@@ -105,10 +105,10 @@ def _run(context: Context, folder: Path, key: str) -> None:
         rows["retain_trained"] = evaluation.rows(context, "evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
         rows["retain_trained"] = read_lines(rows_of(task.retain_rows))
-    if config.method.prompts:
+    if isinstance(config.method, Prompting):
         say(f"system prompt: {data.system_prompt}")
         rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
-    elif config.method.trains:
+    elif config.changes_weights:
         rows["this_run"] = _unlearn(context, target, folder, rows)
 
     once(lambda: _write(context, folder, key, rows))
@@ -170,13 +170,14 @@ def _train(context: Context, target: ModelRef, folder: Path, others: dict[str, l
     """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
     config, work = context.config, folder / WORK
     temporary, encoder = work / ".model", context.encoder(target)
-    data = unlearning.unlearning_data(context, target, config.method)
+    data = unlearning.unlearning_data(context, target)
     between = EpochEvaluation(context, folder, work, encoder, others, progress) if config.evaluates_epochs else None
     if isinstance(config.method, IU):
         lm, records = unlearning.influence(context, target, data, config.method, progress)
     else:
+        assert config.problem is not None
         lm, records = models.train(
-            context, target, data, config.method, config.optim, config.train, config.seed, work, progress, between
+            context, target, data, config.problem, config.optim, config.train, config.seed, work, progress, between
         )
     once(lambda: shutil.rmtree(temporary, ignore_errors=True))
     if between is not None:

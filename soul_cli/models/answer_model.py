@@ -156,4 +156,6 @@ def blocks(lm: Any) -> tuple[nn.Module, str, nn.ModuleList]:
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) and type(child[0]).__name__ in kinds:
                 return module, name, child
-    raise UserError(f"{type(lm).__name__}: no list of transformer blocks was found, which a term on hidden states needs")
+    raise UserError(
+        f"{type(lm).__name__}: no list of transformer blocks was found, which a term on hidden states needs"
+    )

@@ -41,6 +41,11 @@ METHODS: dict[str, type] = {
 }
 
 
+def usual_retain(method: str) -> str:
+    """Return the retain term that goes with a method where none is chosen."""
+    return "none" if method == "ga" else "ce"
+
+
 @dataclass(frozen=True)
 class Problem:
     """What the loop minimises, and how the gradients make its steps."""
@@ -77,10 +82,7 @@ def problem(method: Objective, retain: Retain | NoRetain, combine: Combine, pert
 
     A retain term of weight 0 costs nothing: its rows are left out.
     """
-    if isinstance(retain, NoRetain) or (retain.weight == 0 and method.forgets):
-        kept = None
-    else:
-        kept = retain
+    kept = None if isinstance(retain, NoRetain) or (retain.weight == 0 and method.forgets) else retain
     if not method.forgets and kept is None:
         raise UserError(f"method={method.name} trains on the retain rows alone: retain={retain.name} leaves none")
     if isinstance(retain, NoRetain) or not method.forgets:
@@ -91,6 +93,11 @@ def problem(method: Objective, retain: Retain | NoRetain, combine: Combine, pert
                 "take combine=sum"
             )
     return Problem(method if method.forgets else None, kept, combine, perturb)
+
+
+def graddiff() -> Problem:
+    """Return gradient difference: what an edit of the weights passes over the rows for."""
+    return Problem(GA("ga"), CE("ce", 1.0), Sum("sum"), Unperturbed("none"))
 
 
 def finetuning() -> Problem:

@@ -29,8 +29,8 @@ class Kinds(Flag):
 class Reference(Enum):
     """What a term needs of the model before unlearning.
 
-    values: what its own `token` makes of that model, 4 bytes a token.  logits: those of that model, from its last hidden
-    states (T, D) and a copy of its head.  Both are computed once and kept on disk; no second model is held.
+    values: what its own `token` makes of that model, 4 bytes a token.  logits: those of that model, from its last
+    hidden states (T, D) and a copy of its head.  Both are computed once and kept on disk; no second model is held.
     """
 
     none = "none"

@@ -17,7 +17,6 @@ from soul_cli.core.files import CONFIGS
 from soul_cli.core.types import UserError
 from soul_cli.experiment.config import Parallel, RunConfig
 from soul_cli.models.adapters import LoRA
-from soul_cli.optim.build import SoulConfig
 from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
 from soul_cli.planning.stages import Stage, architecture, flops, padded, stages
 
@@ -29,6 +28,7 @@ PARTS = {
     "gradients": "gradients",
     "masters": "master weights",
     "states": "optimizer states",
+    "head": "head before unlearning",
     "curvature": "curvature sums",
     "activations": "activations, logits",
     "gathered": "gathered by FSDP",
@@ -86,12 +86,15 @@ class Planner:
     def _need(self, how: How, stage: Stage, like: Stage) -> Need:
         train, lora, dtype = stage.train, how.lora or stage.train.lora, self.config.model.dtype
         adapters = (lora.r, lora.alpha) if lora else None
-        second = isinstance(stage.optim, SoulConfig)
-        one = work(self.lm, Setting(dtype, train.precision, how.checkpointing, adapters, second, like.rows))
+        setting = Setting(
+            dtype, train.precision, how.checkpointing, adapters, stage.optim.curvature is not None, like.rows,
+            like.forget, stage.problem, repr(list(stage.problem.terms.values())),
+        )  # fmt: skip
+        one = work(self.lm, setting)
         one = one.scaled(padded(stage.rows) / padded(like.rows))
         held = footprint(
             one, stage.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1,
-            parts=how.gpus if how.sharded else 1, offload=how.offload,
+            parts=how.gpus if how.sharded else 1, offload=how.offload, optimizers=len(stage.problem.steps),
             element=getattr(torch, dtype).itemsize if lora and lora.load_in_4bit else 0,
         )  # fmt: skip
         return Need(stage, one, held)

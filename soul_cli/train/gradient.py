@@ -35,7 +35,7 @@ class Setup:
     """What all steps of a run have in common."""
 
     model: AnswerModel
-    params: list[Tensor]  # those that are trained
+    params: Sequence[Tensor]  # those that are trained
     problem: Problem
     normalise: Normalise
     precision: str
@@ -144,9 +144,7 @@ class StepGradient:
             losses |= self._backward(taken, *route, weight=self.setup.problem.weight if kinds == Kinds.both else 1.0)
         return losses
 
-    def _backward(
-        self, taken: list[Segment], layer: int | None, head: bool, *, weight: float
-    ) -> dict[Kinds, float]:
+    def _backward(self, taken: list[Segment], layer: int | None, head: bool, *, weight: float) -> dict[Kinds, float]:
         """One forward of the segments' rows and its backward.  weight: of the retain term."""
         setup = self.setup
         segments = [s for s in taken if s.indices]
@@ -173,13 +171,13 @@ class StepGradient:
         for s in segments:
             end = start + sum(len(p.answers[0]) for p in s.prompted)
             at = torch.arange(start, end, device=batch.where.device)
-            looks.append(look_of(s, batch.targets[at], at))
+            compares = s.term.needs.reference is Reference.logits
+            before = s.before(s.rows.states, batch.targets) if compares else None
+            looks.append(look_of(s.term, batch.targets[at], at, before))
             start = end
         return looks
 
-    def _predict(
-        self, batch: Batch, looks: list[Look], layer: int | None, head: bool, labels: Look | None
-    ) -> Found:
+    def _predict(self, batch: Batch, looks: list[Look], layer: int | None, head: bool, labels: Look | None) -> Found:
         """Answer the looks, and give the curvature its labels on the way."""
         if labels is None:
             return self._forward(batch, looks, layer, head)
@@ -226,12 +224,15 @@ class StepGradient:
         return out
 
 
-def look_of(s: Segment, targets: Tensor, at: Tensor) -> Look:
-    """Return the look that computes a term's values."""
-    if s.term.needs.reference is not Reference.logits:
-        return Look(lambda policy, targets: s.term.token(Logits(policy, targets)), (targets,), at)
+def look_of(term: Term, targets: Tensor, at: Tensor, before: Tensor | None) -> Look:
+    """Return the look that computes a term's values at some tokens.
+
+    before: (K, D) their last hidden states before unlearning, where the term compares logits.
+    """
+    if before is None:
+        return Look(lambda policy, targets: term.token(Logits(policy, targets)), (targets,), at)
 
     def compared(policy: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
-        return s.term.token(Logits(policy, targets, reference))
+        return term.token(Logits(policy, targets, reference))
 
-    return Look(compared, (targets,), at, before=s.before(s.rows.states, targets))
+    return Look(compared, (targets,), at, before)

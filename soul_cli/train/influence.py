@@ -35,8 +35,8 @@ from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shares, shuffled
 from soul_cli.models.answer_model import AnswerModel, Look, logps_of
 from soul_cli.models.load import autocast
-from soul_cli.objective.losses import wide
 from soul_cli.objective.edit import IU, Solver
+from soul_cli.objective.losses import wide
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData

@@ -77,7 +77,7 @@ class Phase:
 
 def build_phases(problem: Problem, optim: Optim, model: nn.Module, masters: Masters) -> list[Phase]:
     """Return the phases of a step.  Weights decay in the first of them alone: once a step."""
-    phases = []
+    phases: list[Phase] = []
     for kinds in problem.steps:
         groups = masters.groups(parameter_groups(model, optim.weight_decay if not phases else 0.0))
         phases.append(Phase(kinds, optim.build(groups), optim.lr * problem.combine.rate(kinds, problem.weight)))
