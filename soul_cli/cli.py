@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # batches come in hundreds of shapes; by default torch's CPU kernels keep a primitive for each, a gigabyte in all
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 GRACE = 5.0  # seconds
+RENAMED = {"method.retain_weight": "retain.weight", "optim.mode": "combine (combine=alternating, combine=sum)"}
 
 
 def main() -> None:
@@ -135,6 +136,8 @@ def explain(error: Exception) -> str:
     while cause is not None:
         parent, key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if parent is not None and key:
+            if key in RENAMED:
+                return f"{key} is called {RENAMED[key]} now"
             place, _, name = key.rpartition(".")
             return f"{place or 'the configuration'} has no key {name!r}; it has {', '.join(map(str, parent))}"
         cause = cause.__cause__

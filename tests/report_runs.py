@@ -64,8 +64,8 @@ def write_run(
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
-    if config.method.trains:
-        last = 1 if config.method.one_shot else 2
+    if config.changes_weights:
+        last = 2 if config.optimizes else 1
         steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in range(1, last + 1)]
         (folder / "train.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
     for file, text in (("rows", answer), ("rows_original", "the original"), ("rows_retain_trained", "the floor")):

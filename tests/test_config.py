@@ -65,7 +65,7 @@ def test_identity_ignores_an_optimizer_without_effect(method: str) -> None:
 
 
 def test_plain_has_no_objects() -> None:
-    assert plain(compose(["optim=soul"]).optim)["mode"] == "joint"
+    assert plain(compose(["optim=soul"]).optim)["hessian_data"] == "both"
 
 
 MISTAKES = [
@@ -73,11 +73,14 @@ MISTAKES = [
     (["optim.lr=fast"], ["optim.lr", "Float"]),
     (["optim.lr=-1"], ["optim.lr", "0 or more"]),
     (["optim=soul", "optim.rho=0.1"], ["optim.rho", "optim.unclipped_share", "exactly one"]),
-    (["optim=soul", "optim.mode=both"], ["optim.mode", "joint", "alternating"]),
+    (["method=npo", "retain=none", "combine=alternating"], ["combine=alternating", "retain=none", "combine=sum"]),
+    (["method=finetune", "retain=none"], ["method=finetune", "retain=none"]),
+    (["method=finetune", "combine=alternating"], ["no forget term", "combine=sum"]),
+    (["train.normalise=batch"], ["train.normalise", "token", "row"]),
     (["method=npo", "method.normalize=median"], ["method.normalize", "sum", "mean"]),
     (["method=npo", "method.beta=0"], ["method.beta"]),
     (["method=npo", "method.beta=.nan"], ["method.beta"]),
-    (["method=po", "method.retain_weight=.inf"], ["method.retain_weight"]),
+    (["method=po", "retain.weight=.inf"], ["retain.weight"]),
     (["method=iu", "method.solver=exact"], ["method.solver", "diagonal", "cg"]),
     (["method=iu", "method.damping=0"], ["method.damping", "above 0"]),
     (["method=iu", "method.cg_steps=0"], ["method.cg_steps", "1 or more"]),
@@ -108,6 +111,7 @@ def test_mistakes_are_named(overrides: list[str], words: list[str]) -> None:
     ("overrides", "words"),
     [
         (["method=nposs"], ["method/nposs", "graddiff", "npo"]),
+        (["combine=nggru"], ["combine/nggru", "sum", "alternating"]),
         (["optim.lrr=1"], ["lrr"]),
         (["nothing=1"], ["nothing"]),
     ],

@@ -32,6 +32,7 @@ from soul_cli.core.types import Prompted, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import evaluate
@@ -51,9 +52,11 @@ CASES = {
     "adamw": ["optim=adamw"],
     "soul": ["optim=soul", "optim.hessian_every=2"],
     "soul, rho given": ["optim=soul", "optim.rho=1", "optim.unclipped_share=null", "optim.hessian_data=forget"],
-    "soul, alternating": ["optim=soul", "optim.hessian_every=2", "optim.mode=alternating"],
+    "soul, alternating": ["optim=soul", "optim.hessian_every=2", "combine=alternating"],
     "soul_released": ["optim=soul_released"],
+    "soul, kl": ["optim=soul", "optim.hessian_every=2", "retain=kl"],
     "muon": ["optim=muon", "method=finetune"],
+    "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }
 
 # --- two processes that are started once -------------------------------------------------------------------
@@ -246,7 +249,9 @@ def rows(count: int, seed: int) -> list[Prompted]:
 
 # 7 rows in micro-batches of 3, 2 a step: 3 + 3, then a single row, of which an alternating phase gives one process none
 FORGET, RETAIN = rows(7, seed=1), rows(11, seed=2)
-REFERENCE = [-8.0 - i for i in range(7)]
+VALUES = {"answer": [torch.full((len(r.answers[0]),), -1.0 - i / 9, dtype=torch.float64) for i, r in enumerate(FORGET)]}
+LENGTHS = [len(r.answers[0]) for r in RETAIN]
+STATES = {"answer": [(torch.arange(32.0 * n).view(-1, 32) + i).sin().double() for i, n in enumerate(LENGTHS)]}
 Trained = tuple[list[dict[str, Any]], dict[str, Tensor], list[tuple[float, int]]]
 
 
@@ -291,13 +296,14 @@ def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **op
         if done == stop:
             raise KeyboardInterrupt
 
-    data = TrainData(lambda epoch: FORGET, RETAIN, REFERENCE)
+    forget, retain = Rows({"answer": FORGET}, values=VALUES), Rows({"answer": RETAIN}, states=STATES)
+    data = TrainData(lambda epoch: forget, retain)
     sharded = parallel == "fsdp" and distributed.world() > 1
     accelerator = distributed.start([])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "sample_labels", recorded)
         options |= {"sharded": sharded}
-        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, **options)
+        trainer = Trainer(lm, data, config.problem, config.optim, config.train, 3, accelerator, **options)
         records = trainer.train(work, progress)
     save(lm, encoder(model), work / "model")
     labels = sorted(pair for some in distributed.everyone(drawn) for pair in some)
@@ -347,7 +353,7 @@ def influence(model: Path, solver: str) -> tuple[dict[str, Any], dict[str, Tenso
     changed = ["method.validation_share=0.3", "method.cg_steps=4", "method.hessian_every=2", "method.tolerance=1"]
     config = compose(["method=iu", f"method.solver={solver}", *changed, "train.epochs=2", "train.batch_size=3"])
     assert isinstance(config.method, IU)
-    lm, data = load(model), TrainData(lambda epoch: FORGET, RETAIN)
+    lm, data = load(model), TrainData(lambda epoch: Rows({"answer": FORGET}), Rows({"answer": RETAIN}))
     run = Influence(lm, data, config.method, config.train, 3, distributed.start([]))
     (record,) = run.unlearn(lambda done, total, what: None)
     return record, lm.state_dict()

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
+from test_train import ASCENT, solving
 from torch import nn
 
 from soul_cli.core.types import UserError
-from soul_cli.objective.methods import GA, GradDiff
+from soul_cli.objective.combine import Alternating
+from soul_cli.objective.forget import GA
+from soul_cli.objective.term import Kinds
 from soul_cli.optim import curvature as curvature_module
 from soul_cli.optim.build import (
     OPTIMS,
     AdamW,
     HessianData,
     Lion,
-    Mode,
     Muon,
     Optim,
     Signum,
@@ -37,7 +39,7 @@ LR, WD = 0.01, 0.1
 def soul(**changes) -> SoulConfig:
     fields = {
         "beta1": 0.9, "beta2": 0.95, "eps": 1e-15, "rho": 0.5, "unclipped_share": None, "hessian_every": 2,
-        "hessian_data": HessianData.both, "mode": Mode.joint,
+        "hessian_data": HessianData.both,
     }  # fmt: skip
     return SoulConfig("soul", LR, WD, **fields | changes)
 
@@ -46,7 +48,6 @@ CONFIGS: dict[str, Optim] = {
     "adamw": AdamW("adamw", LR, WD, 0.9, 0.999, 1e-8),
     "soul": soul(),
     "soul_calibrated": soul(rho=None, unclipped_share=0.3),
-    "soul_alternating": soul(rho=None, unclipped_share=0.3, mode=Mode.alternating),
     "soul_released": SoulReleasedConfig("soul_released", LR, WD, 0.9, 0.95, 0.04, 5120),
     "signum": Signum("signum", LR, WD, 0.9),
     "lion": Lion("lion", LR, WD, 0.9, 0.99),
@@ -317,7 +318,8 @@ def bare_trainer(config: Optim, model: nn.Module) -> Trainer:
     trainer = Trainer.__new__(Trainer)
     trainer.params = list(model.parameters())
     trainer.masters = unmastered(model)
-    trainer.phases = build_phases(GradDiff("graddiff", 2.0), config, model, trainer.masters)
+    trainer.phases = build_phases(solving(GA("graddiff"), 2.0), config, model, trainer.masters)
+    trainer.memory = {}
     return trainer
 
 
@@ -408,20 +410,23 @@ def test_bad_momentum_is_refused():
         Signum("signum", 0.1, 0.0, 1.0)
 
 
-def test_alternating_mode_has_two_optimizers_and_the_weight_acts_on_the_rate():
-    model, method = toy(), GradDiff("graddiff", 2.0)
-    forget, retain = build_phases(method, CONFIGS["soul_alternating"], model, unmastered(model))
-    assert (forget.forget, forget.retain, forget.lr, forget.retain_weight) == (True, False, LR, 1)
-    assert (retain.forget, retain.retain, retain.lr, retain.retain_weight) == (False, True, 2 * LR, 1)
+def test_alternating_steps_have_an_optimizer_each_and_the_weight_acts_on_the_rate():
+    model, solved = toy(), solving(GA("graddiff"), 2.0, Alternating("alternating"))
+    forget, retain = build_phases(solved, CONFIGS["soul"], model, unmastered(model))
+    assert (forget.kinds, forget.lr) == (Kinds.forget, LR)
+    assert (retain.kinds, retain.lr) == (Kinds.retain, 2 * LR)
     assert forget.optimizer is not retain.optimizer
+    decays = [[g["weight_decay"] for g in p.optimizer.param_groups] for p in (forget, retain)]
+    assert max(decays[0]) == WD  # once a step
+    assert max(decays[1]) == 0
 
 
-def test_joint_mode_and_one_term_methods_have_one_phase():
+def test_sums_and_methods_of_one_term_have_one_phase():
     model = toy()
-    (joint,) = build_phases(GradDiff("graddiff", 2.0), CONFIGS["soul"], model, unmastered(model))
-    assert (joint.forget, joint.retain, joint.lr, joint.retain_weight) == (True, True, LR, 2)
-    (ascent,) = build_phases(GA("ga"), CONFIGS["soul_alternating"], model, unmastered(model))
-    assert (ascent.forget, ascent.retain, ascent.lr) == (True, False, LR)
+    (joint,) = build_phases(solving(GA("graddiff"), 2.0), CONFIGS["soul"], model, unmastered(model))
+    assert (joint.kinds, joint.lr) == (Kinds.both, LR)
+    (ascent,) = build_phases(ASCENT, CONFIGS["soul"], model, unmastered(model))
+    assert (ascent.kinds, ascent.lr) == (Kinds.forget, LR)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

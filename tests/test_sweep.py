@@ -143,7 +143,7 @@ def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_
     text = finish(
         start(
             data, cache, tmp_path, "sweep=compare", "method=npo", "optim=adamw,soul", "optim.lr=1e-4,2e-3",
-            "method.retain_weight=5", "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
+            "retain.weight=5", "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
         )
     )  # fmt: skip
     tried, chosen = (list((tmp_path / part).rglob("metrics.json")) for part in ("validation", "reported"))

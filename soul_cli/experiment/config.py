@@ -144,8 +144,10 @@ def load(raw: DictConfig) -> RunConfig:
     missing = sorted(OmegaConf.missing_keys(raw))
     if missing:
         raise UserError("no value for " + ", ".join(missing) + "; set it on the command line, KEY=VALUE")
-    if raw.get("retain", {}).get("name") == "none":
-        raw.retain.pop("weight", None)  # of a tuned preset, which is for the method's usual retain term
+    if raw.get("retain", {}).get("name") == "none":  # a tuned preset's weight is for the method's usual retain term
+        raw = raw.copy()
+        OmegaConf.set_struct(raw, False)
+        raw.retain = {"name": "none"}
     parts: dict[str, Any] = {}
     for key in (f.name for f in fields(RunConfig)):
         if key not in raw:

@@ -59,10 +59,15 @@ def what(config: RunConfig) -> str:
 
 def parameters(config: RunConfig) -> int:
     """Parameters of the model that is unlearned, counted without weights."""
+    return count_parameters(lm_config_of(config))
+
+
+def lm_config_of(config: RunConfig) -> Any:
+    """Return the transformers configuration of the model that is unlearned."""
     m = config.model
     if config.task.target_model or isinstance(m, HubModel):
-        return count_parameters(lm_config(config.task.target_model or m.path))  # type: ignore[union-attr]
-    return count_parameters(m.architecture.lm_config())
+        return lm_config(config.task.target_model or m.path)  # type: ignore[union-attr]
+    return m.architecture.lm_config()
 
 
 def estimate(config: RunConfig, data: TaskData, context: Context) -> float:

@@ -23,7 +23,7 @@ from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
-from soul_cli.experiment.header import describe, what
+from soul_cli.experiment.header import describe, lm_config_of, what
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU
 from soul_cli.objective.methods import Prompting
@@ -56,6 +56,8 @@ def run(config: RunConfig) -> Path:
             say(f"finished before ({folder}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
+            if config.problem is not None:
+                unlearning.check_layers(config.problem, lm_config_of(config).num_hidden_layers)
             say(describe(config, data, context, folder))
             _run(context, folder, key)
         once(lambda: _tidy(folder))

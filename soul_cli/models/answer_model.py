@@ -45,7 +45,7 @@ class AnswerModel(nn.Module):
     """
 
     # the head before unlearning; in a tuple, which hides it from the module's parameters and from what shards them
-    _kept: tuple[nn.Module, ...] = ()
+    kept_head: tuple[nn.Module, ...] = ()
 
     def __init__(self, lm: Any):
         super().__init__()
@@ -61,7 +61,7 @@ class AnswerModel(nn.Module):
         """
         head = self.lm.get_output_embeddings()
         trained = any(p.requires_grad for p in head.parameters())
-        self._kept = ((copy.deepcopy(head).requires_grad_(False) if trained else head).to(device),)
+        self.kept_head = ((copy.deepcopy(head).requires_grad_(False) if trained else head).to(device),)
 
     def hidden(self, batch: Inputs) -> Tensor:
         """Return the last hidden states at the answer positions, (T, D)."""
@@ -90,7 +90,7 @@ class AnswerModel(nn.Module):
 
     def _answer(self, head: nn.Module, hidden: Tensor, look: Look, shared: Tensor | None) -> Tensor:
         """One look.  shared: the logits of all tokens, where they stand."""
-        heads = (head, *self._kept) if look.before is not None else (head,)
+        heads = (head, *self.kept_head) if look.before is not None else (head,)
         if shared is not None and look.before is None:
             return look.of(shared if look.at is None else shared[look.at], *look.columns)
         own = hidden if look.at is None else hidden[look.at]

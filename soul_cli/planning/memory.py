@@ -162,7 +162,9 @@ def _traced(key: _Key, setting: Setting) -> Work:
         trained = [p for p in lm.parameters() if p.requires_grad]
         model = AnswerModel(lm.train())
         if any(term.needs.reference is Reference.logits for term in setting.problem.terms.values()):
-            model.keep_head(torch.device("cpu"))
+            head = lm.get_output_embeddings()
+            kept = nn.Linear(head.in_features, head.out_features, bias=False, dtype=head.weight.dtype)
+            model.kept_head = (kept.requires_grad_(False),)
         return Work(*sizes, *_backward(model, trained, setting, key.layers))
 
 

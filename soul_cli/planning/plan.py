@@ -86,11 +86,7 @@ class Planner:
     def _need(self, how: How, stage: Stage, like: Stage) -> Need:
         train, lora, dtype = stage.train, how.lora or stage.train.lora, self.config.model.dtype
         adapters = (lora.r, lora.alpha) if lora else None
-        setting = Setting(
-            dtype, train.precision, how.checkpointing, adapters, stage.optim.curvature is not None, like.rows,
-            like.forget, stage.problem, repr(list(stage.problem.terms.values())),
-        )  # fmt: skip
-        one = work(self.lm, setting)
+        one = work(self.lm, setting_of(like, dtype, how.checkpointing, adapters))
         one = one.scaled(padded(stage.rows) / padded(like.rows))
         held = footprint(
             one, stage.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1,
@@ -116,6 +112,14 @@ class Planner:
         if find_spec("peft"):
             alone = replace(saving, sharded=False, offload=False)
             yield from (replace(alone, lora=LoRA(8, 32, in_4bit)) for in_4bit in (False, True))
+
+
+def setting_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[int, int] | None) -> Setting:
+    """Return what a stage's forward and backward depend on.  adapters: r and alpha."""
+    return Setting(
+        dtype, stage.train.precision, checkpointing, adapters, stage.optim.curvature is not None, stage.rows,
+        stage.forget, stage.problem, repr(list(stage.problem.terms.values())),
+    )  # fmt: skip
 
 
 def outlook(config: RunConfig) -> str:
