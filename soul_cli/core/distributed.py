@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,13 @@ Build = Callable[[Path, Path], None]
 TIMEOUT = timedelta(minutes=30)  # of a collective on tensors
 PATIENCE = timedelta(days=7)  # with rank 0
 BUCKET = 1 << 23  # elements that are summed in one collective; larger tensors go alone, without a copy
+
+
+class Parallel(Enum):
+    """How several processes train one model: each has it whole and gradients are summed, or it is sharded (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
 
 
 def start(trackers: list[str]) -> Accelerator:

@@ -16,7 +16,8 @@ from soul_cli.core.screen import Bar, Line, bar
 from soul_cli.core.types import QA, Row
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate import general
-from soul_cli.experiment.context import EVALUATION, Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 
 
@@ -33,13 +34,13 @@ def rows(context: Context, phase: str, ref: ModelRef, label: str, system: str = 
 
 
 def _rows_key(context: Context, ref: ModelRef, system: str) -> dict[str, Any]:
-    model = context.config.model
+    model, task, config = context.config.model, context.config.task, context.config.eval
     return {
         "model": ref.digest,
         "splits": {name: digest([asdict(qa) for qa in items]) for name, items in splits(context).items()},
         "template": [context.template, model.max_length, model.dtype, system],
-        "eval": context.config.eval.identity(),
-        **code(EVALUATION),
+        "eval": config.identity(),
+        **code(__name__, type(task).__module__, libraries=config.libraries),
     }
 
 

@@ -21,9 +21,10 @@ from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
 from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment.config import RunConfig
-from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
+from soul_cli.experiment.context import Context
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
 from soul_cli.experiment.header import describe, what
+from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU
 from soul_cli.train import checkpoint
@@ -44,7 +45,7 @@ def run(config: RunConfig) -> Path:
             "data": data.digest,
             "models": [ref.digest for ref in models.ready(context)],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            **code((*UNLEARNING, *EVALUATION)),
+            **code(__name__, libraries=config.libraries),
         }
     )
     folder = run_folder(config, key)

@@ -16,7 +16,8 @@ from soul_cli.core.screen import Bar
 from soul_cli.core.types import QA, Prompted
 from soul_cli.data.encode import Pairs
 from soul_cli.evaluate.likelihood import score
-from soul_cli.experiment.context import Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models import load as models
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import ModelRef
@@ -51,7 +52,7 @@ def _reference_logps(context: Context, target: ModelRef, forget: Sequence[Prompt
         "rows": digest([(p.prompt, p.answers) for p in forget]),
         "dtype": config.model.dtype,
         "precision": config.train.precision,
-        **code(("objective/losses.py", "models", "evaluate", "data")),
+        **code(__name__),
     }
 
     def build(work: Path, out: Path) -> None:
