@@ -14,9 +14,9 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from torch import distributed as dist
 from soul_cli.core.types import UserError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Build = Callable[[Path, Path], None]
 
 TIMEOUT = timedelta(minutes=30)  # of a collective on tensors
@@ -134,6 +135,16 @@ def once(act: Callable[[], T]) -> T:
         broadcast((None, known))
         raise
     return broadcast((value, None))[0]
+
+
+def by_rank_0(act: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that all ranks call and rank 0 alone carries out (see `once`)."""
+
+    @wraps(act)
+    def collective(*args: P.args, **kwargs: P.kwargs) -> T:
+        return once(lambda: act(*args, **kwargs))
+
+    return collective
 
 
 def together(get: Callable[[Build], Path], build: Build) -> Path:

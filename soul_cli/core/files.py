@@ -77,6 +77,11 @@ def read_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a JSON Lines file, a value a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
 TEMPORARY = ".*.[0-9]*"  # a file that is being written
 
 

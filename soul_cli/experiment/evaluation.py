@@ -11,7 +11,7 @@ from typing import Any
 
 from soul_cli.core import cost
 from soul_cli.core.distributed import everyone, main, once, rank, share, world
-from soul_cli.core.files import digest, read_json, read_lines, write_text
+from soul_cli.core.files import digest, read_json, read_lines, write_lines, write_text
 from soul_cli.core.screen import Bar, Line, bar
 from soul_cli.core.types import QA, Row
 from soul_cli.data.encode import Encoder
@@ -28,7 +28,7 @@ def rows(context: Context, phase: str, ref: ModelRef, label: str, system: str = 
         with bar(f"evaluating {label}") as progress:
             found = evaluate(context, lambda: context.load(ref), context.encoder(ref, system), work, progress)
         if main():
-            write_rows(out / "rows.jsonl", found)
+            write_lines(out / "rows.jsonl", found)
 
     return read_lines(context.entry(phase, "rows", _rows_key(context, ref, system), build) / "rows.jsonl")
 
@@ -113,8 +113,3 @@ def _split(
     for row in own:
         row["index"] = row["index"] * world() + rank()  # in the split, not in the share
     return sorted((row for rows in everyone(own) for row in rows), key=lambda row: row["index"])
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a JSON Lines file, a row a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

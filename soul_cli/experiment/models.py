@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -202,13 +203,14 @@ def train(
 
 
 def save(lm: Any, encoder: Encoder, out: Path) -> None:
-    """Write an ordinary Hugging Face folder, safetensors.
+    """Write an ordinary Hugging Face folder, safetensors, in the place of what is there.
 
     All processes call it: a sharded model is gathered by rank 0.
     """
     state = whole_state(lm)
 
     def write() -> None:
+        shutil.rmtree(out, ignore_errors=True)
         lm.save_pretrained(out, state_dict=state)
         encoder.tokenizer.save_pretrained(out)
 
