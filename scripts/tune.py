@@ -80,12 +80,12 @@ def run(task: str, part: int, parts: int) -> None:
 
 
 def write(task: str) -> None:
-    from soul_cli.core.run_folder import read_models
+    from soul_cli.core.run_folder import RunFolder
     from soul_cli.tasks import TASKS
 
     rows = []
     for file in folder(task).rglob("cell.json"):
-        models = read_models(file.parent)
+        models = RunFolder(file.parent).models()
         numbers = {k: models["this_run"][k].value for k in SHOWN[task]}
         if task == "tofu":
             numbers["D"] = models["this_run"]["forget_quality"].extra["D"]

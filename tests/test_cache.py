@@ -14,7 +14,7 @@ import pytest
 
 from soul_cli.core import files as module
 from soul_cli.core.cache import MANIFEST, Cache
-from soul_cli.core.files import code_digest, digest, file_digest, locked, publish, read_json, write_text
+from soul_cli.core.files import digest, file_digest, locked, publish, read_json, write_text
 
 KEY = {"model": "tiny", "seed": 1}
 
@@ -113,29 +113,6 @@ def test_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch:
     assert hashed == [path]
     os.utime(path, ns=(1, 1))
     assert file_digest([path], tmp_path) != before
-
-
-def test_code_digest_follows_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PACKAGE", tmp_path)
-    (tmp_path / "optim").mkdir()
-    (tmp_path / "train.py").write_text("a = 1")
-    (tmp_path / "optim" / "step.py").write_text("b = 1")
-    (tmp_path / "other.py").write_text("c = 1")
-
-    def now() -> str:
-        code_digest.cache_clear()
-        return code_digest("train.py", "optim")
-
-    first = now()
-    (tmp_path / "other.py").write_text("c = 2")
-    assert now() == first
-    (tmp_path / "optim" / "step.py").write_text("b = 2")
-    second = now()
-    (tmp_path / "optim" / "new.py").write_text("")
-    third = now()
-    (tmp_path / "train.py").write_text("a = 2")
-    assert len({first, second, third, now()}) == 4
-    code_digest.cache_clear()
 
 
 # --- entries -----------------------------------------------------------------------------------------------

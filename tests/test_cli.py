@@ -16,7 +16,6 @@ import torch
 from runs import costs, finish, kill_when, numbers, only_run, start
 
 from soul_cli import cli
-from soul_cli.experiment.run import WORK
 
 
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
@@ -25,7 +24,7 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     for name in ("config.yaml", "environment.json", "train.jsonl", "rows.jsonl", "metrics.json"):
         assert (folder / name).stat().st_size, name
     assert {p.name for p in (folder / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert not (folder / WORK).exists()
+    assert not (folder / "work").exists()
     steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps] == list(range(1, 21))  # 20 forget rows, batch 4, 4 epochs
     assert {"loss_forget", "loss_retain", "grad_norm", "clip_factor", "unclipped_share", "m_norm", "h_l1",
@@ -56,7 +55,7 @@ def test_again_answers_from_the_finished_run(data: Path, finished: tuple[Path, P
     cache, out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     folder = only_run(out)
-    (folder / WORK).mkdir()  # as a process leaves it that is killed after its last result
+    (folder / "work").mkdir()  # as a process leaves it that is killed after its last result
     (folder / ".config.yaml.17").write_text("half")
     text = finish(start(data, cache, out, "save_model=true"))
     assert "finished before" in text
@@ -68,8 +67,8 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
     cache = tmp_path / "cache"
     moments = {  # no rglob: it would look into folders that are being renamed
         "fine-tuning": lambda out: any(cache.glob("models/*.work/checkpoint/state.json")),
-        "unlearning": lambda out: any(out.glob(f"*/*/{WORK}/checkpoint/state.json")),
-        "evaluation": lambda out: any(out.glob(f"*/*/{WORK}/rows_forget.json")),
+        "unlearning": lambda out: any(out.glob("*/*/work/checkpoint/state.json")),
+        "evaluation": lambda out: any(out.glob("*/*/work/rows_forget.json")),
     }
     for name, seen in moments.items():
         out = tmp_path / name

@@ -27,8 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from soul_cli.core import cost, distributed
 from soul_cli.core.cache import Cache
 from soul_cli.core.files import read_lines
+from soul_cli.core.run_folder import RunFolder
 from soul_cli.core.screen import bar
-from soul_cli.core.types import Prompted, UserError
+from soul_cli.core.types import Metric, Prompted, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
@@ -37,7 +38,7 @@ from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import evaluate
 from soul_cli.experiment.models import save
-from soul_cli.experiment.run import WORK, run
+from soul_cli.experiment.run import run
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU
@@ -443,6 +444,38 @@ def test_evaluation_gives_every_row_once_in_order(
             assert_close(b, a)
 
 
+def write_everything(path: Path) -> list[Any]:
+    """Each writer of a run folder, given what tells the rank; what the readers then say."""
+    rank, folder = distributed.rank(), RunFolder(path)
+    config = {"task": {"name": "t"}, "method": {"name": "m"}, "seed": rank, "target_seed": rank}
+    folder.write_config(config)
+    folder.write_epochs([{"epoch": rank}])
+    weights = folder.work / f"weights{rank}"
+    weights.mkdir(exist_ok=True)
+    folder.write_trained(weights, [{"step": rank}], {"epoch": rank})
+    folder.keep_model()
+    folder.write_rows({"this_run": [{"index": rank}]})
+    folder.write_metrics("key", config, {"this_run": {"a": Metric(rank, 1, "up", "")}}, {}, {}, [])
+    answers = [folder.epochs_so_far(), folder.is_trained(), folder.is_finished("key", with_model=True), folder.models()]
+    folder.tidy()
+    return answers
+
+
+def test_rank_0_alone_writes_a_run_folder(pair: Pair, tmp_path: Path) -> None:
+    answers = pair(write_everything, tmp_path / "run")
+    assert answers[0] == answers[1] == [[{"epoch": 0}], True, True, {"this_run": {"a": Metric(0, 1, "up", "")}}]
+    read = {p.name: p.read_text() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert read.keys() == {"config.yaml", "environment.json", "epochs.jsonl", "train.jsonl", "rows.jsonl",
+                           "metrics.json"}  # fmt: skip
+    assert read["rows.jsonl"] == '{"index": 0}\n'
+    assert json.loads(read["metrics.json"])["seed"] == 0
+    assert json.loads(read["metrics.json"])["epoch_eval"] == {"epoch": 0}
+    assert {p.name for p in (tmp_path / "run").iterdir() if p.is_dir()} == {"model"}
+    acts = {k: v for k, v in vars(RunFolder).items() if k.startswith(("write", "keep", "clear", "tidy"))}
+    assert len(acts) == 8
+    assert all(hasattr(act, "__wrapped__") for act in acts.values())  # each of them, the next one too
+
+
 WIDE = ["model.dtype=float64", *(f"{at}train.precision=no" for at in ("", "model.base.", "model.finetune."))]
 
 
@@ -500,7 +533,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 def test_run_whose_process_dies_ends_and_goes_on(data: Path, alone: Path, tmp_path: Path) -> None:
     arguments = ["-m", "soul_cli.cli", *command(data, alone, f"output_dir={tmp_path}")]
     process, deadline = launch(*arguments), time.monotonic() + 240
-    while not list(tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")):
+    while not list(tmp_path.glob("*/*/work/checkpoint/state.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)

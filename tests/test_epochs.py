@@ -20,7 +20,7 @@ from soul_cli.evaluate.metrics import kept, nearness
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.epochs import chosen
-from soul_cli.experiment.run import WORK, run
+from soul_cli.experiment.run import run
 from soul_cli.tasks import copyright_metrics, tofu_metrics
 from soul_cli.tasks.tofu import TOFU
 
@@ -237,4 +237,4 @@ def test_best_epoch_is_evaluated_in_full(place: Path, monkeypatch: pytest.Monkey
     assert (saved["epoch_eval"]["epoch"], saved["epoch_eval"]["score"]) == (2, 0.8)
     assert values(lines(folder)[1]["metrics"]) == values(saved["models"]["this_run"])
     assert values(lines(folder)[2]["metrics"]) != values(saved["models"]["this_run"])
-    assert not (folder / WORK).exists()
+    assert not (folder / "work").exists()

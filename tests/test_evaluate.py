@@ -11,11 +11,10 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from soul_cli.core.files import read_lines
+from soul_cli.core.files import read_lines, write_lines
 from soul_cli.core.types import Prompted
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import Scored, recited, score
-from soul_cli.experiment.evaluation import write_rows
 from soul_cli.models.answer_model import AnswerModel
 
 GROUPS = [
@@ -182,5 +181,5 @@ def test_nothing_is_recited_where_the_answer_was_scored_behind_other_ids():
 )
 def test_rows_come_back_as_they_were_written(tmp_path: Path, text: str):
     rows = [{"split": "forget", "generation": text, "nll": 0.1}, {"split": "retain", "correct": [1, 0]}]
-    write_rows(tmp_path / "rows.jsonl", rows)
+    write_lines(tmp_path / "rows.jsonl", rows)
     assert read_lines(tmp_path / "rows.jsonl") == rows

@@ -22,6 +22,7 @@ from soul_cli.experiment.config import compose
 from soul_cli.experiment.context import Context
 from soul_cli.tasks import general_metrics, tofu_metrics
 
+LOCAL_TASKS = Path(general.__file__).parent / "lm_tasks"
 needs_lm_eval = pytest.mark.skipif(general.find_spec("lm_eval") is None, reason="the extra 'lm-eval' is not installed")
 
 
@@ -70,7 +71,7 @@ def test_general_stands_for_eleven_tasks() -> None:
     names = settings(tasks=["piqa", "general", "lambada_openai"]).names()
     assert set(names) == {*eleven, "lambada_openai"}
     assert len(names) == 12
-    assert {p.stem for p in general.LOCAL_TASKS.glob("[a-z]*.yaml")} == eleven
+    assert {p.stem for p in LOCAL_TASKS.glob("[a-z]*.yaml")} == eleven
 
 
 @pytest.mark.usefixtures("pretended")
@@ -297,7 +298,7 @@ def test_word_perplexity_of_a_uniform_model(lm: Any, tokenizer: Any, documents: 
 @torch.no_grad()
 def test_truthfulqa_from_log_likelihoods_of_our_own(lm: Any, tokenizer: Any, documents: str) -> None:
     """MC1: the true answer is the likeliest; MC2: the true answers' share of the probability."""
-    prompt = (general.LOCAL_TASKS / "truthfulqa_mc1.yaml").read_text().split("|-\n")[1].split("\ndoc_to_choice")[0]
+    prompt = (LOCAL_TASKS / "truthfulqa_mc1.yaml").read_text().split("|-\n")[1].split("\ndoc_to_choice")[0]
     prompt = re.sub("^  ", "", prompt, flags=re.MULTILINE)
 
     def logp(question: str, answer: str) -> float:
@@ -342,11 +343,7 @@ def test_perplexity_is_that_of_lm_eval_and_survives_a_destroyed_model() -> None:
 def mine(documents: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of task files: two tasks, a group of both with a mean, one task whose data cannot be had."""
     folder = tmp_path_factory.mktemp("mine")
-    base = (
-        (general.LOCAL_TASKS / "piqa.yaml")
-        .read_text()
-        .replace("_choice.yaml", str(general.LOCAL_TASKS / "_choice.yaml"))
-    )
+    base = (LOCAL_TASKS / "piqa.yaml").read_text().replace("_choice.yaml", str(LOCAL_TASKS / "_choice.yaml"))
     base = base.replace("{version: 1.0}", f"{{version: 7, path: {documents}/{FILES['piqa']}}}")
     for name in ("first", "second"):
         (folder / f"{name}.yaml").write_text(base.replace("task: piqa", f"task: my_{name}"))

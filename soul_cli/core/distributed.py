@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import lru_cache
+from enum import Enum
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,11 +27,19 @@ from torch import distributed as dist
 from soul_cli.core.types import UserError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Build = Callable[[Path, Path], None]
 
 TIMEOUT = timedelta(minutes=30)  # of a collective on tensors
 PATIENCE = timedelta(days=7)  # with rank 0
 BUCKET = 1 << 23  # elements that are summed in one collective; larger tensors go alone, without a copy
+
+
+class Parallel(Enum):
+    """How several processes train one model: each has it whole and gradients are summed, or it is sharded (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
 
 
 def start(trackers: list[str]) -> Accelerator:
@@ -126,6 +135,16 @@ def once(act: Callable[[], T]) -> T:
         broadcast((None, known))
         raise
     return broadcast((value, None))[0]
+
+
+def by_rank_0(act: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that all ranks call and rank 0 alone carries out (see `once`)."""
+
+    @wraps(act)
+    def collective(*args: P.args, **kwargs: P.kwargs) -> T:
+        return once(lambda: act(*args, **kwargs))
+
+    return collective
 
 
 def together(get: Callable[[Build], Path], build: Build) -> Path:

@@ -8,7 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.par
 def digest(value: Any) -> str:
     """Hash of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+    """Return a dataclass tree as dicts, enums as their values."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def sha256(path: Path) -> str:
@@ -49,18 +61,6 @@ def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
     return digest(parts)
 
 
-@lru_cache(maxsize=8)
-def code_digest(*parts: str) -> str:
-    """Hash of the package's source files (Python, C and YAML) under the named files and folders: no result outlives its
-    code.
-    """
-    files: list[Path] = []
-    for part in parts:
-        path = PACKAGE / part
-        files += sorted(p for p in path.rglob("*") if p.suffix in (".py", ".c", ".yaml")) if path.is_dir() else [path]
-    return digest([(str(f.relative_to(PACKAGE)), sha256(f)) for f in files])
-
-
 def read_json(path: Path, default: Any) -> Any:
     """The file's content, or `default` where it is missing or not JSON."""
     try:
@@ -75,6 +75,11 @@ def read_lines(path: Path) -> list[Any]:
     Not splitlines: JSON leaves U+2028 and the like as they are.
     """
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a JSON Lines file, a value a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 TEMPORARY = ".*.[0-9]*"  # a file that is being written

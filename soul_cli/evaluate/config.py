@@ -31,6 +31,12 @@ class EvalConfig:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"eval.limit={self.limit}: must be 1 or more, or null")
 
+    @property
+    def libraries(self) -> set[str]:
+        """Return the libraries that this asks for, of those that others do without."""
+        sbert = {"sentence_transformers"} if self.judge == "sbert" else set()
+        return sbert | ({"lm_eval"} if self.lm_eval.tasks else set())
+
     def identity(self) -> dict[str, Any]:
         """All that determines rows, as plain values; files by content, not by path."""
         return {**asdict(self), "lm_eval": self.lm_eval.identity()}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from enum import Enum
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_cli.core.files import CONFIGS
+from soul_cli.core.distributed import Parallel
+from soul_cli.core.files import CONFIGS, plain
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.config import EpochEvalConfig, EvalConfig, Select
 from soul_cli.experiment.base_models import MODELS, AnyModel
@@ -39,13 +39,6 @@ GROUPS: dict[str, Mapping[str, type]] = {
 }
 # sections that have one schema
 SECTIONS = {"train": TrainConfig, "eval": EvalConfig, "epoch_eval": EpochEvalConfig}
-
-
-class Parallel(Enum):
-    """How several processes train one model: each has it whole and gradients are summed, or it is sharded (FSDP2)."""
-
-    ddp = "ddp"
-    fsdp = "fsdp"
 
 
 @dataclass
@@ -124,19 +117,13 @@ class RunConfig:
         return {name: plain(getattr(self, name)) for name in kept}
 
     @property
+    def libraries(self) -> set[str]:
+        """Return the libraries that this configuration asks for, of those that others do without."""
+        return {*self.train.libraries, *self.model.finetune.train.libraries, *self.eval.libraries}
+
+    @property
     def cache(self) -> Path:
         return Path(self.cache_dir).expanduser()
-
-
-def plain(value: Any) -> Any:
-    """A dataclass tree as dicts, enums as their values."""
-    if hasattr(value, "__dataclass_fields__"):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return value.value if isinstance(value, Enum) else value
 
 
 def load(raw: DictConfig) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from soul_cli.core import cost
-from soul_cli.core.distributed import once, sharded
-from soul_cli.core.files import publish, read_lines, write_text
+from soul_cli.core.distributed import by_rank_0, once, sharded
+from soul_cli.core.files import publish
+from soul_cli.core.run_folder import RunFolder
 from soul_cli.core.screen import Bar
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.data.encode import Encoder
@@ -22,8 +22,6 @@ from soul_cli.experiment.evaluation import evaluate
 from soul_cli.experiment.models import save
 from soul_cli.models.load import ModelRef
 
-FILE = "epochs.jsonl"
-BEST = "best"  # in the work folder: the weights with the highest score so far
 Line = dict[str, Any]
 
 
@@ -36,16 +34,14 @@ class EpochEvaluation:
     """
 
     context: Context
-    folder: Path  # of the run
-    work: Path
+    folder: RunFolder
     encoder: Encoder
     rows: dict[str, list[Row]]  # of the original and, where there is one, the retain-trained model
     progress: Bar
     lines: list[Line] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # those in `work` are of this training; one that is done anew overwrites the run folder's
-        self.lines = once(lambda: lines_of(self.work))
+        self.lines = self.folder.epochs_so_far()
 
     @cached_property
     def references(self) -> dict[str, dict[str, Metric]]:
@@ -59,7 +55,7 @@ class EpochEvaluation:
         assert every is not None
         if (epoch % every and epoch != last) or any(line["epoch"] == epoch for line in self.lines):
             return
-        parts = self.work / f"epoch{epoch}"
+        parts = self.folder.work / f"epoch{epoch}"
         with cost.measure():
             model = self._whole(lm)
             show = self.progress.line(f"evaluating, epoch {epoch}")
@@ -68,20 +64,31 @@ class EpochEvaluation:
         if config.epoch_eval.select is Select.best and epoch and chosen([*self.lines, line]) is line:
             self._keep(lm)
         self.lines.append(line)
-        once(lambda: self._write(parts))
+        self.folder.write_epochs(self.lines)
+        remove(parts)
+        remove(self.whole)
 
     def _whole(self, lm: Any) -> Any:
         """lm; of a sharded one a whole copy on each process."""
         if not sharded(next(lm.parameters())):
             return lm
-        copy = self.work / ".whole"
-        save(lm, self.encoder, copy)
-        return self.context.load(ModelRef(str(copy), ""))
+        save(lm, self.encoder, self.whole)
+        return self.context.load(ModelRef(str(self.whole), ""))
+
+    @property
+    def whole(self) -> Path:
+        """Return where a copy of a sharded model lies while it is evaluated."""
+        return self.folder.work / ".whole"
+
+    @property
+    def best(self) -> Path:
+        """Return where the weights with the highest score so far lie."""
+        return self.folder.work / "best"
 
     def _keep(self, lm: Any) -> None:
-        temporary = self.work / ".best"
+        temporary = self.folder.work / ".best"
         save(lm, self.encoder, temporary)
-        once(lambda: publish(temporary, self.work / BEST))
+        once(lambda: publish(temporary, self.best))
 
     def _line(self, epoch: int, rows: list[Row]) -> Line:
         models = {**self.references, "this_run": self._summary(rows)}
@@ -108,13 +115,6 @@ class EpochEvaluation:
         )
         return metrics
 
-    def _write(self, parts: Path) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_text(self.work / FILE, text)
-        write_text(self.folder / FILE, text)
-        for done in (parts, self.work / ".whole"):
-            shutil.rmtree(done, ignore_errors=True)
-
     def spent(self) -> dict[str, Any]:
         """What all evaluations cost together."""
         total = cost.Cost()
@@ -135,8 +135,10 @@ class EpochEvaluation:
         }  # fmt: skip
 
 
-def lines_of(folder: Path) -> list[Line]:
-    return read_lines(folder / FILE) if (folder / FILE).is_file() else []
+@by_rank_0
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def chosen(lines: list[Line]) -> Line:

@@ -11,12 +11,13 @@ from typing import Any
 
 from soul_cli.core import cost
 from soul_cli.core.distributed import everyone, main, once, rank, share, world
-from soul_cli.core.files import digest, read_json, read_lines, write_text
+from soul_cli.core.files import digest, read_json, read_lines, write_lines, write_text
 from soul_cli.core.screen import Bar, Line, bar
 from soul_cli.core.types import QA, Row
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate import general
-from soul_cli.experiment.context import EVALUATION, Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 
 
@@ -27,19 +28,19 @@ def rows(context: Context, phase: str, ref: ModelRef, label: str, system: str = 
         with bar(f"evaluating {label}") as progress:
             found = evaluate(context, lambda: context.load(ref), context.encoder(ref, system), work, progress)
         if main():
-            write_rows(out / "rows.jsonl", found)
+            write_lines(out / "rows.jsonl", found)
 
     return read_lines(context.entry(phase, "rows", _rows_key(context, ref, system), build) / "rows.jsonl")
 
 
 def _rows_key(context: Context, ref: ModelRef, system: str) -> dict[str, Any]:
-    model = context.config.model
+    model, task, config = context.config.model, context.config.task, context.config.eval
     return {
         "model": ref.digest,
         "splits": {name: digest([asdict(qa) for qa in items]) for name, items in splits(context).items()},
         "template": [context.template, model.max_length, model.dtype, system],
-        "eval": context.config.eval.identity(),
-        **code(EVALUATION),
+        "eval": config.identity(),
+        **code(__name__, type(task).__module__, libraries=config.libraries),
     }
 
 
@@ -112,8 +113,3 @@ def _split(
     for row in own:
         row["index"] = row["index"] * world() + rank()  # in the split, not in the share
     return sorted((row for rows in everyone(own) for row in rows), key=lambda row: row["index"])
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a JSON Lines file, a row a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

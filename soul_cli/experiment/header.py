@@ -15,14 +15,14 @@ from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
 from soul_cli.experiment.models import missing
 from soul_cli.models.load import count_parameters, lm_config
-from soul_cli.tasks.base import TaskData
 
 TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
 TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
 
 
-def describe(config: RunConfig, data: TaskData, context: Context, folder: Path) -> str:
-    """The header printed before anything costly happens."""
+def describe(context: Context, folder: Path) -> str:
+    """Return the header, printed before anything costly happens."""
+    config, data = context.config, context.data
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
@@ -36,29 +36,29 @@ def describe(config: RunConfig, data: TaskData, context: Context, folder: Path) 
         f"unlearn  {what(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
-        *([between(config, context)] if config.evaluates_epochs else []),
+        *([between(context)] if config.evaluates_epochs else []),
         f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
-    lines.append(f"time     about {roughly(estimate(config, data, context))}")
+    lines.append(f"time     about {roughly(estimate(context))}")
     return "\n".join(lines)
 
 
-def between(config: RunConfig, context: Context) -> str:
-    """The header's line on evaluation during unlearning."""
-    settings = config.epoch_eval
+def between(context: Context) -> str:
+    """Return the header's line on evaluation during unlearning."""
+    settings = context.config.epoch_eval
     count = sum(map(len, splits(context, settings.limit).values()))
     kept = f"{settings.select.value} epoch kept"
     return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
 
 
 def what(config: RunConfig) -> str:
-    """The method, and the optimizer where it has one."""
+    """Return the method, and the optimizer where it has one."""
     return f"{config.title} with {config.optim.name}" if config.optimizes else config.title
 
 
 def parameters(config: RunConfig) -> int:
-    """Parameters of the model that is unlearned, counted without weights."""
+    """Return how many parameters the model that is unlearned has, counted without weights."""
     return count_parameters(lm_config_of(config))
 
 
@@ -70,8 +70,9 @@ def lm_config_of(config: RunConfig) -> Any:
     return m.architecture.lm_config()
 
 
-def estimate(config: RunConfig, data: TaskData, context: Context) -> float:
-    """Seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
+def estimate(context: Context) -> float:
+    """Return seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
+    config, data = context.config, context.data
     rate = matmul_rate(context.accelerator.device)
     flops = float(parameters(config))
 
@@ -97,7 +98,7 @@ def estimate(config: RunConfig, data: TaskData, context: Context) -> float:
 
 
 def matmul_rate(device: torch.device, size: int = 512) -> float:
-    """FLOP/s of a float32 matrix product on this machine, best of a few."""
+    """Return the FLOP/s of a float32 matrix product on this machine, best of a few."""
     a = torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(5):

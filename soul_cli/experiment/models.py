@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.distributed import once, whole_state, world
-from soul_cli.core.files import digest
+from soul_cli.core.distributed import Parallel, once, whole_state, world
+from soul_cli.core.files import digest, plain
 from soul_cli.core.screen import Bar, bar
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
 from soul_cli.data.rows import Rows
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
-from soul_cli.experiment.config import Parallel, plain
-from soul_cli.experiment.context import TRAINING, Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import Problem, finetuning
@@ -115,7 +116,7 @@ def _base_rows(context: Context, model: EmbeddedModel) -> list[QA]:
 def _base_key(context: Context, model: EmbeddedModel) -> dict[str, Any]:
     settings = {k: v for k, v in plain(model).items() if k != "finetune"} | {"template": context.template}
     rows = digest([(qa.question, qa.answer) for qa in [*_base_rows(context, model), *context.data.retain]])
-    return {"model": settings, "rows": rows, "seed": context.config.target_seed, **code(TRAINING)}
+    return {"model": settings, "rows": rows, "seed": context.config.target_seed, **_code(model.base)}
 
 
 def _finetuned(context: Context, phase: str, ref: ModelRef, rows: list[QA], label: str) -> ModelRef:
@@ -142,8 +143,12 @@ def _finetune_key(context: Context, ref: ModelRef, rows: list[QA]) -> dict[str, 
         "template": [context.template, model.max_length, model.dtype],
         "recipe": plain(model.finetune),
         "seed": context.config.target_seed,
-        **code(TRAINING),
+        **_code(model.finetune),
     }
+
+
+def _code(recipe: Recipe | MuonRecipe) -> dict[str, Any]:
+    return code(__name__, libraries=recipe.train.libraries)
 
 
 def _finetune(
@@ -200,13 +205,14 @@ def train(
 
 
 def save(lm: Any, encoder: Encoder, out: Path) -> None:
-    """Write an ordinary Hugging Face folder, safetensors.
+    """Write an ordinary Hugging Face folder, safetensors, in the place of what is there.
 
     All processes call it: a sharded model is gathered by rank 0.
     """
     state = whole_state(lm)
 
     def write() -> None:
+        shutil.rmtree(out, ignore_errors=True)
         lm.save_pretrained(out, state_dict=state)
         encoder.tokenizer.save_pretrained(out)
 

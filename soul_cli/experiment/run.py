@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli.core import cost
-from soul_cli.core import run_folder as results
 from soul_cli.core.cache import Cache
-from soul_cli.core.distributed import main, once, start
-from soul_cli.core.files import TEMPORARY, digest, locked, read_json, read_lines, sha256, write_text
+from soul_cli.core.distributed import once, start
+from soul_cli.core.files import digest, read_lines, sha256
+from soul_cli.core.run_folder import RunFolder
 from soul_cli.core.screen import Bar, bar, say
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
 from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment.config import RunConfig
-from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
-from soul_cli.experiment.epochs import BEST, EpochEvaluation
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.epochs import EpochEvaluation
 from soul_cli.experiment.header import describe, lm_config_of, what
+from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU
 from soul_cli.objective.methods import Prompting
 from soul_cli.train import checkpoint
-
-WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs
-OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epochs were evaluated
 
 
 def run(config: RunConfig) -> Path:
@@ -45,23 +40,23 @@ def run(config: RunConfig) -> Path:
             "data": data.digest,
             "models": [ref.digest for ref in models.ready(context)],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            **code((*UNLEARNING, *EVALUATION)),
+            **code(__name__, libraries=config.libraries),
         }
     )
-    folder = run_folder(config, key)
-    lock = folder.parent / f".{folder.name}.lock"
-    waiting = f"another process is at work on {folder}; waiting"
-    with locked(lock, lambda: say(waiting)) if main() else nullcontext():
-        if once(lambda: finished(folder, key, config)):
-            say(f"finished before ({folder}); force=true runs it again")
+    folder = RunFolder(place(config, key))
+    with folder.locked(lambda: say(f"another process is at work on {folder.path}; waiting")):
+        if config.force:
+            folder.clear()
+        if folder.is_finished(key, with_model=config.save_model):
+            say(f"finished before ({folder.path}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
             if config.problem is not None:
                 unlearning.check_layers(config.problem, lm_config_of(config).num_hidden_layers)
-            say(describe(config, data, context, folder))
+            say(describe(context, folder.path))
             _run(context, folder, key)
-        once(lambda: _tidy(folder))
-    return folder
+        folder.tidy()
+    return folder.path
 
 
 def check_trackers(names: list[str]) -> None:
@@ -73,7 +68,8 @@ def check_trackers(names: list[str]) -> None:
         )
 
 
-def run_folder(config: RunConfig, key: str) -> Path:
+def place(config: RunConfig, key: str) -> Path:
+    """Return where the run lies."""
     parts = [config.title]
     parts += [config.optim.name] if config.optimizes else []
     parts += [f"seed{config.seed}"] if config.changes_weights else []
@@ -81,23 +77,14 @@ def run_folder(config: RunConfig, key: str) -> Path:
     return Path(config.output_dir).expanduser() / config.task.name / name
 
 
-def finished(folder: Path, key: str, config: RunConfig) -> bool:
-    if config.force:
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
-    if config.save_model and not (folder / "model").is_dir():
-        return False
-    return read_json(folder / "metrics.json", {}).get("key") == key
-
-
-def _run(context: Context, folder: Path, key: str) -> None:
+def _run(context: Context, folder: RunFolder, key: str) -> None:
     config, data, task = context.config, context.data, context.config.task
     plain = config.plain()
-    once(lambda: results.write_config(folder, plain))
+    folder.write_config(plain)
     if config.trackers:
-        context.accelerator.project_configuration.set_directories(str(folder))
+        context.accelerator.project_configuration.set_directories(str(folder.path))
         context.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
-    context.ledger = cost.Ledger(folder / WORK / "cost.json")
+    context.ledger = cost.Ledger(folder.work / "cost.json")
     rows: dict[str, list[Row]] = {}
 
     target = models.target(context)
@@ -113,92 +100,70 @@ def _run(context: Context, folder: Path, key: str) -> None:
     elif config.changes_weights:
         rows["this_run"] = _unlearn(context, target, folder, rows)
 
-    once(lambda: _write(context, folder, key, rows))
+    folder.write_rows(rows)
+    metrics, absent = once(lambda: _summarise(config, rows))
+    folder.write_metrics(key, plain, metrics, absent, context.ledger.phases, task.headline())
     for tracker in context.accelerator.trackers:
         tracker.finish()
 
 
-def _write(context: Context, folder: Path, key: str, rows: dict[str, list[Row]]) -> None:
-    config, task = context.config, context.config.task
+def _summarise(
+    config: RunConfig, rows: dict[str, list[Row]]
+) -> tuple[dict[str, dict[str, Metric]], dict[str, dict[str, str]]]:
+    """Return the metrics of each model, and why those that are absent are."""
+    metrics, absent = {}, {}
     for name, some in rows.items():
-        evaluation.write_rows(folder / results.rows_file(name), some)
-    summaries: dict[str, dict[str, Metric]] = {}
-    absent: dict[str, dict[str, str]] = {}
-    for name, some in rows.items():
-        summaries[name], absent[name] = task.summarise(
+        metrics[name], absent[name] = config.task.summarise(
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
-    outcome = read_json(folder / WORK / OUTCOME, None)
-    results.write_metrics(
-        folder, key, config.plain(), summaries, absent, context.ledger.phases, outcome, task.headline()
-    )
+    return metrics, absent
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what a finished run no longer needs, and what a killed one left half written."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    for path in folder.glob(TEMPORARY):
-        path.unlink(missing_ok=True)
-
-
-def _unlearn(context: Context, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
-    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends.
-
-    others: rows of the original and the retain-trained model.
-    """
+def _unlearn(context: Context, target: ModelRef, folder: RunFolder, others: dict[str, list[Row]]) -> list[Row]:
+    """Unlearn, then evaluate; return the rows.  others: those of the original and the retain-trained model."""
     config = context.config
-    work = folder / WORK
-    model = work / "model"
-    if not once(model.is_dir):
+    if not folder.is_trained():
         set_seed(config.seed)
         with cost.measure(), bar(f"unlearning, {what(config)}") as progress:
             _train(context, target, folder, others, progress)
     with cost.measure(), bar("evaluating the unlearned model") as progress:
-        unlearned = ModelRef(str(model), "")
-        rows = evaluation.evaluate(context, lambda: context.load(unlearned), context.encoder(unlearned), work, progress)
+        unlearned = ModelRef(str(folder.trained), "")
+        rows = evaluation.evaluate(
+            context, lambda: context.load(unlearned), context.encoder(unlearned), folder.work, progress
+        )
         context.ledger.note("evaluate", cost.spent(), cached=False)
-
-    def keep() -> None:
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        shutil.copytree(model, work / ".kept", dirs_exist_ok=True)
-        (work / ".kept").rename(folder / "model")
-
     if config.save_model:
-        once(keep)
+        folder.keep_model()
     return rows
 
 
-def _train(context: Context, target: ModelRef, folder: Path, others: dict[str, list[Row]], progress: Bar) -> None:
-    """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
-    config, work = context.config, folder / WORK
-    temporary, encoder = work / ".model", context.encoder(target)
+def _train(context: Context, target: ModelRef, folder: RunFolder, others: dict[str, list[Row]], progress: Bar) -> None:
+    """Unlearn, and put the model in place.
+
+    A function of its own: the trained model is gone when the evaluation begins.
+    """
+    config, weights, encoder = context.config, folder.work / ".model", context.encoder(target)
     data = unlearning.unlearning_data(context, target)
-    between = EpochEvaluation(context, folder, work, encoder, others, progress) if config.evaluates_epochs else None
+    between = EpochEvaluation(context, folder, encoder, others, progress) if config.evaluates_epochs else None
     if isinstance(config.method, IU):
         lm, records = unlearning.influence(context, target, data, config.method, progress)
     else:
         assert config.problem is not None
         lm, records = models.train(
-            context, target, data, config.problem, config.optim, config.train, config.seed, work, progress, between
-        )
-    once(lambda: shutil.rmtree(temporary, ignore_errors=True))
+            context, target, data, config.problem, config.optim, config.train, config.seed, folder.work, progress,
+            between,
+        )  # fmt: skip
+    outcome = None
     if between is not None:
         outcome = once(between.outcome)
         context.ledger.note("evaluate_epochs", between.spent(), cached=False)
     if between is not None and config.epoch_eval.select is Select.best:
-        temporary = work / BEST
+        weights = between.best
     else:
-        models.save(lm, encoder, temporary)
+        models.save(lm, encoder, weights)
     context.ledger.note("unlearn", cost.spent(), cached=False)
-
-    def publish() -> None:
-        results.write_steps(folder, records)
-        if between is not None:
-            write_text(work / OUTCOME, json.dumps(outcome))
-        temporary.rename(work / "model")
-        checkpoint.clear(work)
-
-    once(publish)
+    folder.write_trained(weights, records, outcome)
+    checkpoint.clear(folder.work)
 
 
 def rows_of(given: str) -> Path:

@@ -168,7 +168,7 @@ def best(outcomes: Iterable[Outcome]) -> list[Member]:
 
     A setting that failed on a seed, as one that diverges, scores 0 there.
     """
-    from soul_cli.core.run_folder import read_models
+    from soul_cli.core.run_folder import RunFolder
     from soul_cli.tasks import TASKS
 
     cells: dict[tuple[str, ...], dict[Setting, list[float]]] = {}
@@ -177,7 +177,7 @@ def best(outcomes: Iterable[Outcome]) -> list[Member]:
         setting: Setting = tuple(without(o.member, "seed").items())
         score = 0.0
         if o.folder is not None:
-            score = TASKS[o.folder.parent.name].selection_score(read_models(o.folder))
+            score = TASKS[o.folder.parent.name].selection_score(RunFolder(o.folder).models())
         cells.setdefault(cell, defaultdict(list))[setting].append(score)
     chosen = []
     for scores in cells.values():

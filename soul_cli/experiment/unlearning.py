@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from soul_cli.core.distributed import share
-from soul_cli.core.files import digest
+from soul_cli.core.files import digest, plain
 from soul_cli.core.screen import Bar
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.kept import Kept, keep
 from soul_cli.data.rows import NO_ROWS, Rows
 from soul_cli.evaluate.likelihood import each
-from soul_cli.experiment.config import plain
-from soul_cli.experiment.context import Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models import load as models
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import ModelRef
@@ -81,7 +81,7 @@ def _before(context: Context, target: ModelRef, term: Term, rows: Pairs, *, stat
         "of": ["states", term.needs.layer] if states else ["values", plain(term) if own else None],
         "dtype": config.model.dtype,
         "precision": config.train.precision,
-        **code(("objective", "models", "evaluate", "data")),
+        **code(__name__),
     }
 
     def build(work: Path, out: Path) -> None:

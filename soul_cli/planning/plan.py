@@ -13,9 +13,10 @@ from importlib.util import find_spec
 import torch
 from omegaconf import OmegaConf
 
+from soul_cli.core.distributed import Parallel
 from soul_cli.core.files import CONFIGS
 from soul_cli.core.types import UserError
-from soul_cli.experiment.config import Parallel, RunConfig
+from soul_cli.experiment.config import RunConfig
 from soul_cli.models.adapters import LoRA
 from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
 from soul_cli.planning.stages import Stage, architecture, flops, padded, stages

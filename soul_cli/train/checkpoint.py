@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_cli.core import cost
-from soul_cli.core.distributed import control, main, once, sharded
+from soul_cli.core.distributed import by_rank_0, control, main, once, sharded
 from soul_cli.core.files import publish, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -112,6 +112,7 @@ def start(work: Path, params: Sequence[Tensor]) -> list[Tensor]:
     return [tensors[name] for name in _named(params)]
 
 
+@by_rank_0
 def clear(work: Path) -> None:
     """Remove what a finished training no longer needs."""
     for name in ("checkpoint", "start"):

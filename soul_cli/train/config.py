@@ -40,3 +40,8 @@ class TrainConfig:
             raise UserError(f"train.warmup={self.warmup}: must be in [0, 1)")
         if self.clip < 0:
             raise UserError(f"train.clip={self.clip}: must be 0 (off) or more")
+
+    @property
+    def libraries(self) -> set[str]:
+        """Return the libraries that this asks for, of those that others do without."""
+        return self.lora.libraries if self.lora else set()

@@ -1,0 +1,286 @@
+"""soul_cli.core.sources, soul_cli.experiment.keys: no result outlives the code that made it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from runs import TINY
+
+from soul_cli.core import sources
+from soul_cli.core.files import PACKAGE, read_lines
+from soul_cli.core.sources import closure
+from soul_cli.data.embedded import write_layout
+from soul_cli.data.generator import generate_authors
+from soul_cli.experiment import evaluation, models, unlearning
+from soul_cli.experiment import run as run_module
+from soul_cli.experiment.config import compose
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import EXEMPT, EXEMPT_LIBRARIES, OPTIONAL, code
+
+FINE_TUNED = ("soul_cli.experiment.models",)
+REFERENCE = ("soul_cli.experiment.unlearning",)
+ROWS = ("soul_cli.experiment.evaluation", "soul_cli.tasks.tofu")
+RUN = ("soul_cli.experiment.run",)
+ALL = {"models": FINE_TUNED, "reference": REFERENCE, "rows": ROWS, "run": RUN}
+
+
+def hashed(made_by: tuple[str, ...]) -> set[str]:
+    return {f.relative_to(PACKAGE).as_posix() for f in closure(made_by, EXEMPT).files}
+
+
+# --- the closure -------------------------------------------------------------------------------------------
+
+SMALL = {
+    "__init__.py": "",
+    "root.py": "from small.a import f\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import small.typed\n"
+    "else:\n    import small.untyped\n",
+    "a/__init__.py": "import small.of_package",
+    "a/table.txt": "1",
+    "a/deep/more.json": "{}",
+    "a/other/__init__.py": "",
+    "a/other/data.txt": "",
+    "f.py": "",
+    "of_package.py": "def late():\n    from small import late\n    import numpy.linalg, json\n",
+    "late.py": "from small.shown import say",
+    "shown.py": "import small.only_shown\nimport rich",
+    "only_shown.py": "",
+    "typed.py": "",
+    "untyped.py": "import small.root",
+    "stranger.py": "",
+    "settings.yaml": "",
+}
+EXPECTED = {"__init__.py", "root.py", "a/__init__.py", "a/table.txt", "a/deep/more.json", "of_package.py", "late.py",
+            "untyped.py"}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A package that has every kind of import."""
+    package = tmp_path / "small"
+    for name, text in SMALL.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    return package
+
+
+def test_closure_follows_what_runs(small: Path) -> None:
+    found = closure(["small.root"], ["small.shown"], small)
+    assert {f.relative_to(small).as_posix() for f in found.files} == EXPECTED
+    assert found.libraries == {"numpy"}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_digest_follows_the_closure_and_nothing_else(small: Path, name: str) -> None:
+    def now() -> str:
+        sources._imports.cache_clear()
+        return closure(["small.root"], ["small.shown"], small).digest(small)
+
+    before = now()
+    (small / name).write_text(SMALL[name] + "\n# edited" * name.endswith(".py") + " " * (not name.endswith(".py")))
+    assert (now() != before) is (name in EXPECTED)
+
+
+def test_new_file_beside_counts(small: Path) -> None:
+    before = closure(["small.root"], (), small).digest(small)
+    (small / "a" / "table2.txt").touch()
+    assert closure(["small.root"], (), small).digest(small) != before
+
+
+@pytest.mark.parametrize("line", ["from . import a", "from small.a import *"])
+def test_imports_that_cannot_be_followed_are_refused(small: Path, line: str) -> None:
+    (small / "stranger.py").write_text(line)
+    with pytest.raises(SyntaxError, match="line 1"):
+        closure(["small.stranger"], (), small)
+
+
+# --- what is hashed ----------------------------------------------------------------------------------------
+
+
+def imported(file: Path) -> set[Path]:
+    """Modules of the package that a module imports when it runs: another reading than the closure's."""
+    text = re.sub(r"^if TYPE_CHECKING:.*\n(?:(?: .*)?\n)*", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names |= {start + alias.name for alias in node.names} | {start.rstrip(".")}
+    places = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if name.startswith("soul_cli")]
+    return {p for place in places for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_that_hashed_code_imports_is_left_out(kind: str) -> None:
+    files = set(closure(ALL[kind], EXEMPT).files)
+    exempt = {PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py") for name in EXEMPT}
+    for file in files:
+        if file.suffix == ".py":
+            assert imported(file) <= files | exempt, file
+
+
+def test_what_was_left_out_once() -> None:
+    assert {"core/types.py", "core/cost.py", "experiment/run.py", "experiment/epochs.py", "experiment/models.py",
+            "experiment/unlearning.py", "experiment/evaluation.py", "optim/step.c"} <= hashed(RUN)  # fmt: skip
+    assert {"core/types.py", "experiment/models.py", "experiment/context.py"} <= hashed(FINE_TUNED)
+    assert {"evaluate/lm_tasks/__init__.py", "evaluate/lm_tasks/wikitext.yaml", "data/embedded/idontknow.jsonl"} <= (
+        hashed(ROWS)
+    )
+
+
+def test_what_makes_nothing_anew() -> None:
+    for made_by in ALL.values():
+        rooms = {name.split("/")[0] for name in hashed(made_by)}
+        assert not rooms & {"planning", "report", "cli.py"}
+    assert not {f for f in hashed(FINE_TUNED) if f.startswith(("tasks/", "evaluate/", "train/influence"))}
+    assert not {f for f in hashed(ROWS) if f.startswith(("train/", "optim/", "objective/methods"))}
+
+
+def test_exceptions_are_needed() -> None:
+    """A list that only grows would hide a mistake."""
+    bare = closure(RUN)
+    assert all(PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py") in bare.files for name in EXEMPT)
+    assert bare.libraries >= EXEMPT_LIBRARIES.keys()
+
+
+def test_versions_where_they_matter() -> None:
+    def versions(kind: str) -> set[str]:
+        return set(code(*ALL[kind])["versions"])
+
+    training = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pytorch_optimizer"}
+    assert versions("models") == training
+    evaluation = {"torch", "transformers", "tokenizers", "accelerate", "numpy"}
+    evaluation |= {"scipy", "rouge_score", "nltk", "sacrebleu"}
+    assert versions("rows") == evaluation
+    assert versions("run") == training | evaluation
+    assert code(*ALL["run"], libraries=["peft"])["versions"]["peft"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "libraries"),
+    [
+        ([], set()),
+        (["eval.judge=sbert"], {"sentence_transformers"}),
+        (["train.lora={r:8,alpha:16,load_in_4bit:false}"], {"peft"}),
+        (["model.finetune.train.lora={r:8,alpha:16,load_in_4bit:true}", "plan=true"], {"peft", "bitsandbytes"}),
+    ],
+)
+def test_versions_of_what_is_asked_for(overrides: list[str], libraries: set[str]) -> None:
+    assert compose(overrides).libraries == libraries <= OPTIONAL
+
+
+def test_a_change_of_the_code_is_not_finished_before(tmp_path: Path) -> None:
+    data = PACKAGE / "data" / "embedded"
+    package = shutil.copytree(PACKAGE, tmp_path / "soul_cli", ignore=lambda folder, names: {
+        n for n in names if n == "__pycache__" or (folder == str(data) and n in ("authors", "books"))
+    })  # fmt: skip
+
+    def now() -> str:
+        sources._imports.cache_clear()
+        return closure(RUN, EXEMPT, package).digest(package)
+
+    def edit(*names: str) -> Iterator[str]:
+        for name in names:
+            with (package / name).open("a") as file:
+                file.write("\n")
+            yield now()
+
+    seen = [now(), *edit("core/types.py", "experiment/unlearning.py", "experiment/epochs.py", "experiment/run.py")]
+    assert len(set(seen)) == 5
+    others = edit("core/screen.py", "cli.py", "report/tables.py", "planning/memory.py", "experiment/sweep.py")
+    assert set(others) == {seen[-1]}
+
+
+# --- what runs ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watched(files: set[str]) -> Iterator[None]:
+    """Note the files of the package whose functions are called."""
+
+    called, before = set(), sys.gettrace()
+    sys.settrace(lambda frame, event, arg: called.add(frame.f_code))
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        paths = {Path(c.co_filename) for c in called}
+        files |= {p.relative_to(PACKAGE).as_posix() for p in paths if p.is_relative_to(PACKAGE)}
+
+
+def ran(root: Path, *more: str) -> Path:
+    """A run with everything in it, on a model that has learned next to nothing."""
+    short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1", "train.epochs=2",
+             "eval.limit=2", "eval.max_total=60", "epoch_eval.every=1", "epoch_eval.limit=1",
+             "epoch_eval.select=best"]  # fmt: skip
+    where = [f"task.source={root.parent / 'data'}", f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}"]
+    return run_module.run(compose([*TINY, *where, *short, *more]))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set[str]]]:
+    """A run's folder, and for each kind of result the files whose code ran while it was made."""
+    root = tmp_path_factory.mktemp("seen")
+    write_layout(root / "data", generate_authors(11, seed=7))
+    files: dict[str, set[str]] = {kind: set() for kind in ALL}
+    asked: set[tuple[str, ...]] = set()
+    entry = Context.entry
+
+    def watch(self: Context, phase: str, kind: str, key: Any, build: Callable[[Path, Path], None]) -> Path:
+        def making(work: Path, out: Path) -> None:
+            with watched(files[kind]):
+                build(work, out)
+
+        return entry(self, phase, kind, key, making)
+
+    def recorded(*made_by: str, **more: Any) -> dict[str, Any]:
+        asked.add(made_by)
+        return code(*made_by, **more)
+
+    with pytest.MonkeyPatch.context() as patch, watched(files["run"]):
+        patch.setattr(Context, "entry", watch)
+        for module in (models, unlearning, evaluation, run_module):
+            patch.setattr(module, "code", recorded)
+        folder = ran(root / "a")
+    assert asked == set(ALL.values())  # what is tested here is what the keys are made of
+    return folder, files
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_all_code_that_runs_is_hashed(seen: tuple[Path, dict[str, set[str]]], kind: str) -> None:
+    """Imports do not show what is handed in as an object; this does."""
+    exempt = {name.removeprefix("soul_cli.").replace(".", "/") + ".py" for name in EXEMPT}
+    assert len(seen[1][kind]) > 10
+    assert seen[1][kind] - hashed(ALL[kind]) <= exempt
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    saved = json.loads((folder / "metrics.json").read_text())
+    steps = [{k: v for k, v in s.items() if k != "tokens_per_s"} for s in read_lines(folder / "train.jsonl")]
+    rows = {p.name: read_lines(p) for p in folder.glob("rows*.jsonl")}
+    return {"models": saved["models"], "epoch": saved["epoch_eval"], "steps": steps, **rows}
+
+
+def test_exceptions_decide_nothing(
+    seen: tuple[Path, dict[str, set[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing in the place of everything that they define, a run comes to the same numbers."""
+    stubbed = set()
+    for module in [m for name, m in sys.modules.items() if name.startswith("soul_cli")]:
+        for name, value in list(vars(module).items()):
+            if getattr(value, "__module__", None) in EXEMPT:
+                constant = partial(lambda *_, **__: {"code": "same"}) if name == "code" else MagicMock()
+                monkeypatch.setattr(module, name, constant)
+                stubbed.add(value.__module__)
+    assert stubbed == set(EXEMPT)
+    (tmp_path / "data").symlink_to(seen[0].parents[3] / "data")
+    assert contents(ran(tmp_path / "b")) == contents(seen[0])
