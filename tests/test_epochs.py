@@ -93,18 +93,18 @@ def test_kept_and_nearness_by_hand() -> None:
 
 
 def models(**columns: tuple[float, float, float]) -> dict[str, dict[str, Metric]]:
-    """metric=(original, retain-trained, this run); D is that of forget_quality."""
+    """metric=(original, retain-trained, this run)."""
     out: dict[str, dict[str, Metric]] = {"original": {}, "retain_trained": {}, "this_run": {}}
     for name, values in columns.items():
         for some, x in zip(out.values(), values, strict=True):
-            some[name] = Metric(x, 1, "", "", extra={"D": x} if name == "forget_quality" else {})
+            some[name] = Metric(x, 1, "", "")
     return out
 
 
 def test_tofu_score_by_hand() -> None:
     some = models(
         retain_rougeL=(1, 1, 0.5), real_authors_acc=(0.5, 0.5, 0.5), world_facts_acc=(0.5, 0.5, 0.25),
-        forget_quality=(0.9, 0, 0.4), forget_rougeL=(1, 0.2, 0.6),
+        forget_quality_D=(0.9, 0, 0.4), forget_rougeL=(1, 0.2, 0.6),
     )  # fmt: skip
     assert tofu_metrics.selection_score(some) == pytest.approx(4 / (1 / 0.5 + 1 / 0.75 + 1 / 0.6 + 1 / 0.5))
     with pytest.raises(KeyError, match="retain_trained"):

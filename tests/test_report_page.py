@@ -24,14 +24,14 @@ from soul_cli.report.figures.plots import Source, band, ecdf, frontier, steps, t
 from soul_cli.report.layout import LAYOUTS
 from soul_cli.report.page import browser
 from soul_cli.report.read import find_runs
-from soul_cli.report.tables import long_table
+from soul_cli.report.tables import tabulate
 
 NASTY = "</script><script>document.title='owned'</script><b>bold</b> | <!-- a"
 
 
 def source(root: Path) -> Source:
     runs = find_runs([root])
-    return Source(runs, long_table(runs), LAYOUTS["tofu"])
+    return Source(runs, tabulate(runs), LAYOUTS["tofu"])
 
 
 # --- figures -----------------------------------------------------------------------------------------------
@@ -100,9 +100,9 @@ def test_the_curves_metric_is_the_first_that_is_there(tmp_path: Path) -> None:
 
 def test_displacement_is_that_of_the_kept_epoch(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0, 0.1)
-    assert find_runs([tmp_path])[0].numbers["this_run"]["displacement"].value == 2.0
+    assert find_runs([tmp_path])[0].metrics["this_run"]["displacement"].value == 2.0
     write_epochs(folder, [0.9, 0.5], [0.9, 0.8])  # epoch 1 of 2
-    assert find_runs([tmp_path])[0].numbers["this_run"]["displacement"].value == 1.0
+    assert find_runs([tmp_path])[0].metrics["this_run"]["displacement"].value == 1.0
 
 
 def test_cost_figure_by_hand(tmp_path: Path) -> None:

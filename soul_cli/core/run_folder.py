@@ -96,7 +96,21 @@ def write_metrics(
 def read_models(folder: Path) -> dict[str, dict[str, Metric]]:
     """Model -> metric -> its value and all else that metrics.json says of it."""
     models = json.loads((folder / "metrics.json").read_text())["models"]
-    return {name: {k: Metric(**fields) for k, fields in some.items()} for name, some in models.items()}
+    return {name: read_metrics(some) for name, some in models.items()}
+
+
+def read_metrics(plain: dict[str, dict[str, Any]]) -> dict[str, Metric]:
+    """Return one model's metrics as metrics.json or, with numbers alone, epochs.jsonl has them.
+
+    In files of version 0.1 the KS distance is no metric but stands in the `extra` of forget_quality.
+    """
+    out = {}
+    for name, m in plain.items():
+        ci95 = tuple(m["ci95"]) if m.get("ci95") else None
+        out[name] = Metric(m["value"], m["n"], m.get("goal", ""), m.get("definition", ""), ci95)
+        if name == "forget_quality" and "D" in m.get("extra", {}):
+            out["forget_quality_D"] = Metric(m["extra"]["D"], m["n"], "down", "D of the KS test behind forget_quality")
+    return out
 
 
 def rows_file(model: str) -> str:

@@ -18,7 +18,7 @@ from soul_cli.report.layout import layout_of
 from soul_cli.report.page import Picture, page_html, table_html
 from soul_cli.report.paper import read_paper
 from soul_cli.report.read import Run, find_runs, unfinished
-from soul_cli.report.tables import beside_paper, caption, grid, long_csv, long_table, wide_csv
+from soul_cli.report.tables import beside_paper, caption, grid, long_csv, tabulate, wide_csv
 
 
 class Out:
@@ -63,12 +63,12 @@ def report(args: argparse.Namespace) -> str:
     check_comparable(runs)
     task = runs[0].content["task"]
     layout = layout_of(task, runs[0].content.get("headline", []))
-    long = long_table(runs)
+    table = tabulate(runs)
     known = notes(runs)
     known += [f"not finished and left out: {folder.name}" for folder in unfinished(args.folders)]
     paper = read_paper(task) if args.paper else None
-    full, brief = (grid(long, layout, caption(runs, layout), known, brief=b) for b in (False, True))
-    beside = [beside_paper(long, layout, paper)] if paper else []
+    full, brief = (grid(table, layout, caption(runs, layout), known, brief=b) for b in (False, True))
+    beside = [beside_paper(table, layout, paper)] if paper else []
     text = "\n".join(render.markdown(g) for g in [brief, *beside])
     if args.out is None:
         return text
@@ -78,11 +78,11 @@ def report(args: argparse.Namespace) -> str:
     write_text(out.path("table", ".md"), text)
     write_text(out.path("table", ".tex"), render.latex([brief, *beside]))
     write_text(out.path("table", ".html"), table_html([brief, *beside]))
-    write_text(out.path("table", ".csv"), long_csv(long, layout, paper))
-    write_text(out.path("table_wide", ".csv"), wide_csv(long, layout))
+    write_text(out.path("table", ".csv"), long_csv(table, layout, paper))
+    write_text(out.path("table_wide", ".csv"), wide_csv(table, layout))
     if places:
         write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(some), places))
-    pictures = draw(Source(runs, long, layout), out)
+    pictures = draw(Source(runs, table, layout), out)
     title = f"Unlearning report: {task}"
     write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, some))
     return summary(runs, known, out)

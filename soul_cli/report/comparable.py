@@ -40,11 +40,10 @@ def check_comparable(runs: list[Run]) -> None:
     for key in keys:
         if key not in WITHOUT_EFFECT:
             refuse(key, lambda r: r.config.get(key))  # noqa: B023 - called at once
-    for field_ in ("n", "definition"):
-        for metric in dict.fromkeys(k for r in runs for k in r.content["models"]["original"]):
-            having = [r for r in runs if metric in r.content["models"]["original"]]
-            if len(having) == len(runs):
-                refuse(f"{field_} of {metric}", lambda r: r.content["models"]["original"][metric][field_])  # noqa: B023
+    for name in ("n", "definition"):
+        for metric in dict.fromkeys(k for r in runs for k in r.metrics["original"]):
+            if all(metric in r.metrics["original"] for r in runs):
+                refuse(f"{name} of {metric}", lambda r: getattr(r.metrics["original"][metric], name))  # noqa: B023
     _check_cells(runs)
 
 
@@ -82,10 +81,10 @@ def notes(runs: list[Run]) -> list[str]:
     if len({tuple(s) for s in seeds.values()}) > 1:
         out.append("rows are over different seeds: " + "; ".join(f"{k} {s}" for k, s in seeds.items()))
     for model in REFERENCES:
-        for metric in runs[0].numbers.get(model, {}):
+        for metric in runs[0].metrics.get(model, {}):
             parts = _parts(
-                [r for r in runs if metric in r.numbers.get(model, {})],
-                lambda r: round(r.numbers[model][metric].value, 6),  # noqa: B023 - called at once
+                [r for r in runs if metric in r.metrics.get(model, {})],
+                lambda r: round(r.metrics[model][metric].value, 6),  # noqa: B023 - called at once
             )
             if len(parts) > 1:
                 shown = "; ".join(f"{v} in {_names(some)}" for v, some in parts.items())

@@ -18,7 +18,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -29,7 +28,7 @@ from soul_cli.report.figures.look import colour, legend, panels
 from soul_cli.report.figures.plots import frontier
 from soul_cli.report.layout import layout_of, rank
 from soul_cli.report.read import Run, find_runs
-from soul_cli.report.tables import Cell
+from soul_cli.report.tables import Cell, csv_text
 
 BASELINE = "adamw"
 SAME_KEPT = 0.01
@@ -73,7 +72,7 @@ def read_comparison(folder: Path) -> Comparison:
     tried, chosen = find_runs([folder / "validation"]), find_runs([folder / "reported"])
     check_comparable(chosen)
     axes = layout_of(chosen[0].content["task"], []).axes
-    there = chosen[0].numbers["this_run"]
+    there = chosen[0].metrics["this_run"]
     metrics = next((pair for pair in axes if set(pair) <= set(there)), None)
     if metrics is None:
         raise UserError(f"{folder}: the runs have none of the metrics to compare by: {axes}")
@@ -82,7 +81,7 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def _point(run: Run, metrics: tuple[str, str]) -> Point:
-    now, floor = run.numbers["this_run"], run.numbers["retain_trained"]
+    now, floor = run.metrics["this_run"], run.metrics["retain_trained"]
     forget, keep = metrics
     return Point(
         run.content["method"],
@@ -246,7 +245,7 @@ def _table(c: Comparison) -> list[str]:
             f"{k.split('.')[-1]} {float(v):g}{_edge(v, [t[k] for t in tried if k in t])}" for k, v in own[0].setting
         ]
         columns = ([getattr(p, of) for p in own] for of in ("far", "kept", "moved"))
-        numbers = (Cell(float(np.mean(values)), _sd(values)).text for values in columns)
+        numbers = (Cell(tuple(values)).text for values in columns)
         lines.append(f"| {method} | {optim} | {', '.join(parts)} | {len(own)} | {' | '.join(numbers)} |")
     return lines
 
@@ -268,7 +267,7 @@ def csv(c: Comparison) -> str:
         for p in some:
             own = {"method": p.method, "optim": p.optim, **dict(p.setting), "seed": p.seed, "far": p.far}
             lines.append({"part": part, **own, "kept": p.kept, "displacement": p.moved, **dict(p.extra)})
-    return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g")
+    return csv_text(lines)
 
 
 # --- figure ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from soul_cli.core.types import UserError
+from soul_cli.report.layout import Column
 
 FILE = Path(__file__).with_name("paper.yaml")
 ROWS = {"first_order": "adamw", "soul": "soul", None: ""}
@@ -21,6 +22,11 @@ class Paper:
     table: str
     setting: str
     rows: dict[tuple[str, str], dict[str, float]]
+
+    def number(self, row: tuple[str, str], column: Column) -> float | None:
+        """The number of a row, in our unit; None where the paper has none."""
+        printed = self.rows.get(row, {}).get(column.paper)
+        return None if printed is None else printed / column.per
 
     @property
     def caption(self) -> str:

@@ -12,8 +12,9 @@ from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.config import EvalConfig
 
 FACTS = ("real_authors", "world_facts")
+QUALITY = ("forget_quality", "forget_quality_D")  # p and D of one test
 HEADLINE = [  # of the printed table, in order
-    *(f"forget_{x}" for x in ("quality", "quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
+    *QUALITY, *(f"forget_{x}" for x in ("quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
     "forget_extraction_strength", "forget_exact_memorization", "mia", "mia_released", "forget_fluency",
     *(f"{s}_{x}" for s in ("retain", *FACTS) for x in ("acc", "acc_own", "rougeL", "prob", "truth_ratio")),
     "retain_fluency", "holdout_rougeL", "holdout_prob",
@@ -55,7 +56,7 @@ def selection_score(models: dict[str, dict[str, Metric]]) -> float:
     parts = [
         m.kept(now["retain_rougeL"].value, original["retain_rougeL"].value),
         m.kept(*facts),
-        1 - now["forget_quality"].extra["D"],
+        1 - now["forget_quality_D"].value,
         m.nearness(*forget),
     ]
     return m.harmonic_mean(parts)
@@ -180,25 +181,23 @@ def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None)
                 _column(rows, "asked_paraphrased_nll"), _column(rows, "asked_perturbed_nll"), mean="arithmetic"
             )
 
-        p, distance = m.ks_test(asked(forget), asked(splits["retain"]))
+        p, _ = m.ks_test(asked(forget), asked(splits["retain"]))
         out["forget_quality_soul"] = Metric(
             1 - p, len(forget), "up",
-            "SOUL: 1 - p of the KS test, arithmetic R of forget against retain set of this model; "
-            "1 for a retain-trained and for a destroyed model alike",
-            extra={"D": distance, "n_retain": len(splits["retain"])},
+            f"SOUL: 1 - p of the KS test, arithmetic R of forget against {len(splits['retain'])} questions of the "
+            "retain set, this model; 1 for a retain-trained and for a destroyed model alike",
         )  # fmt: skip
     if retain_rows is None:
-        return out, {"forget_quality": "no retain-trained model to compare with"}
+        return out, dict.fromkeys(QUALITY, "no retain-trained model to compare with")
     reference = [r for r in retain_rows if r["split"] == "forget"]
     if [r["question"] for r in reference] != [r["question"] for r in forget]:
         raise UserError("the retain-trained model's rows are of other forget questions than this run's")
     p, distance = m.ks_test(ratio(forget, "geometric"), ratio(reference, "geometric"))
-    out["forget_quality"] = Metric(
-        p, len(forget), "up",
-        "TOFU: p of the KS test, geometric R on the forget set, this model against the retain-trained one",
-        extra={"D": distance, "n_retain": len(reference)},
-    )  # fmt: skip
-    return out, {}
+    of = f"geometric R on the forget set, this model against the retain-trained one ({len(reference)} questions)"
+    return out | {
+        "forget_quality": Metric(p, len(forget), "up", f"TOFU: p of the KS test, {of}"),
+        "forget_quality_D": Metric(distance, len(forget), "down", f"D of the KS test, {of}; 0: the same distribution"),
+    }, {}
 
 
 def _membership(

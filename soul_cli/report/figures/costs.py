@@ -53,7 +53,7 @@ def _bar(
     axes: Axes, y: int, runs: list[Run], metric: str, shade: str, *, left: float = 0.0, spread: bool = True
 ) -> float:
     """A bar of the mean over the runs that have the metric.  Returns where it ends."""
-    values = np.array([r.numbers["this_run"][metric].value for r in runs if metric in r.numbers["this_run"]])
+    values = np.array([r.metrics["this_run"][metric].value for r in runs if metric in r.metrics["this_run"]])
     if not len(values):
         return left
     sd = values.std(ddof=1) if spread and len(values) > 1 else None

@@ -25,14 +25,14 @@ LEVELS: dict[str, dict[str, Any]] = {
 
 def pair(source: Source, runs: list[Run]) -> tuple[str, str] | None:
     """(forgotten, kept): the first of the layout's pairs that every epoch of the runs has."""
-    lines = [line for run in runs for line in run.epochs]
+    evaluated = [metrics for run in runs for metrics in run.epochs.values()]
     wanted = (*source.layout.curves, *source.layout.axes)
-    return next((p for p in wanted if all(m in line["metrics"] for line in lines for m in p)), None)
+    return next((p for p in wanted if all(m in metrics for metrics in evaluated for m in p)), None)
 
 
 def curve(runs: list[Run], metric: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """A metric over the epochs that all runs have -> epoch (E,), mean (E,), sd (E,) (0 for one seed)."""
-    tables = [{line["epoch"]: line["metrics"][metric]["value"] for line in run.epochs} for run in runs]
+    tables = [{epoch: metrics[metric].value for epoch, metrics in run.epochs.items()} for run in runs]
     shared = sorted(set.intersection(*(set(t) for t in tables)))
     values = np.array([[t[e] for e in shared] for t in tables], dtype=np.float64)
     sd = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(shared))
@@ -48,13 +48,13 @@ def epochs(source: Source) -> Figure | None:
     methods = list(dict.fromkeys(method for method, _ in rows))
     width = max(4.5, 2.6 * len(methods))
     figure, axes = panels(2, len(methods), width, 5.2, sharex="col", sharey="row")
-    levels = next(iter(rows.values()))[0].content["epoch_eval"]["levels"]
+    levels = next(iter(rows.values()))[0].levels
     for line, metric in zip(axes, found, strict=True):
         line[0].set_ylabel(metric)
         for a, method in zip(line, methods, strict=True):
             for name, style in LEVELS.items():
                 if name in levels:
-                    a.axhline(levels[name][metric]["value"], **style)
+                    a.axhline(levels[name][metric].value, **style)
             for (of, optim), runs in rows.items():
                 if of == method:
                     x, mean, sd = curve(runs, metric)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +20,7 @@ from soul_cli.evaluate import metrics as m
 from soul_cli.report.figures.look import FLOOR, colour, legend, marker, panels
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.read import Run
+from soul_cli.report.tables import Table
 
 RETAIN, ORIGINAL = NAMES["retain_trained"], NAMES["original"]
 WIN_RATE = (0.1, 0.5)  # where Sophia's authors want the unclipped share
@@ -31,13 +31,13 @@ class Source:
     """What figures are drawn from."""
 
     runs: list[Run]
-    long: pd.DataFrame
+    table: Table
     layout: Layout
 
     @property
     def axes(self) -> tuple[str, str]:
         """(forgotten, kept) of the trade-off; those of the layout that the runs have."""
-        there = set(self.long.metric)
+        there = {metric for cells in self.table.values() for metric in cells}
         return next((pair for pair in self.layout.axes if there.issuperset(pair)), self.layout.axes[0])
 
     @property
@@ -64,14 +64,10 @@ def frontier(keep: list[float], distance: list[float]) -> list[int]:
 def _points(source: Source) -> dict[tuple[str, str], tuple[float, float, float, float]]:
     """Row of the table -> kept, forgotten, and their sd (0 for one seed)."""
     forget, keep = source.axes
-    cells: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-    for r in source.long.to_dict("records"):
-        sd = 0.0 if pd.isna(r["sd"]) else r["sd"]
-        cells.setdefault((r["method"], r["optim"]), {})[r["metric"]] = (r["mean"], sd)
     return {
-        row: (c[keep][0], c[forget][0], c[keep][1], c[forget][1])
-        for row, c in cells.items()
-        if keep in c and forget in c
+        row: (cells[keep].mean, cells[forget].mean, cells[keep].sd or 0.0, cells[forget].sd or 0.0)
+        for row, cells in source.table.items()
+        if keep in cells and forget in cells
     }
 
 
