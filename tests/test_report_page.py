@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 from report_runs import row, write_epochs, write_run
 
+from soul_cli.objective.methods import METHODS
+from soul_cli.optim.build import OPTIMS
 from soul_cli.report import answers
 from soul_cli.report.cli import main
 from soul_cli.report.figures.costs import cost
 from soul_cli.report.figures.curves import curve, epochs, pair
-from soul_cli.report.figures.look import COLOURS, save
+from soul_cli.report.figures.look import PALETTE, SHAPES, Styles, panels, save
 from soul_cli.report.figures.plots import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
 from soul_cli.report.layout import LAYOUTS
 from soul_cli.report.page import browser
 from soul_cli.report.read import find_runs
 from soul_cli.report.tables import tabulate
 
+STYLES = Styles([("npo", "soul")])
 NASTY = "</script><script>document.title='owned'</script><b>bold</b> | <!-- a"
 
 
@@ -68,8 +71,39 @@ def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
         figure, again = draw(source(tmp_path)), draw(source(tmp_path))
         assert figure is not None
         assert again is not None
-        assert COLOURS["soul"] in {line.get_color() for a in figure.axes for line in a.lines}
+        assert STYLES.colour("soul") in {line.get_color() for a in figure.axes for line in a.lines}
         assert save(figure) == save(again)  # byte by byte
+
+
+def test_a_new_method_and_optimizer_need_no_edit_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered ones stand where their registry has them; a folder's that nothing registers stand behind."""
+    for name, optim, rouge in (("npo", "soul", 0.1), ("new", "newton", 0.2), ("old", "sgd", 0.3)):
+        folder = write_run(tmp_path, 0, rouge, "method=npo", "optim=soul")
+        content = json.loads((folder / "metrics.json").read_text()) | {"method": name, "optim": optim}
+        (folder / "metrics.json").write_text(json.dumps(content))
+    monkeypatch.setitem(METHODS, "new", METHODS["npo"])
+    monkeypatch.setitem(OPTIMS, "newton", OPTIMS["adamw"])
+    some = source(tmp_path)
+    rows = [("npo", "soul"), ("new", "newton"), ("old", "sgd")]
+    assert [row for row in some.table if row[1]] == rows
+    figure = tradeoff(some)
+    assert figure is not None
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels[:6] == ["soul", "newton", "sgd", "npo", "new", "old"]
+    assert len({some.styles.colour(optim) for _, optim in rows}) == 3
+    assert len({some.styles.marker(method) for method, _ in rows}) == 3
+    assert STYLES.colour("soul") == some.styles.colour("soul")
+
+
+def test_colours_and_markers_do_not_run_out() -> None:
+    names = [(f"m{i:02}", f"o{i:02}") for i in range(60)]
+    styles = Styles(names)
+    assert {styles.colour(o) for _, o in names} == set(PALETTE)
+    assert len({styles.marker(m) for m, _ in names[:30]}) == 30
+    figure, ((axes,),) = panels(1, 1, 3, 3)
+    for shape in SHAPES:
+        axes.plot([0], [0], marker=shape)
+    assert save(figure)
 
 
 def test_curves_by_hand(tmp_path: Path) -> None:
@@ -86,8 +120,8 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     top, bottom = figure.axes
     assert (top.get_ylabel(), bottom.get_ylabel()) == ("forget_rougeL", "retain_rougeL")  # there is no accuracy
     drawn = {line.get_color(): list(line.get_ydata()) for line in top.lines}
-    assert drawn[COLOURS["soul"]] == [0.9, pytest.approx(0.6)]
-    assert drawn[COLOURS["adamw"]] == [0.9, 0.8, 0.7]
+    assert drawn[STYLES.colour("soul")] == [0.9, pytest.approx(0.6)]
+    assert drawn[STYLES.colour("adamw")] == [0.9, 0.8, 0.7]
     assert drawn["black"] == [0.9, 0.9]  # the original's level
     assert save(figure) == save(epochs(source(tmp_path)))  # type: ignore[arg-type]
 
@@ -271,7 +305,7 @@ def test_the_page_fits_a_phone(page: Path) -> None:
 def test_palette_is_told_apart_in_grey() -> None:
     """Colours differ in lightness too: adamw, soul and soul_released are what every figure compares."""
     shades = sorted(
-        float(np.dot([int(COLOURS[o][i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]))
+        float(np.dot([int(STYLES.colour(o)[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]))
         for o in ("adamw", "soul", "soul_released")
     )
     assert np.diff(shades).min() > 20

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from soul_cli.core.types import UserError
 from soul_cli.report.comparable import check_comparable
-from soul_cli.report.figures.look import colour, legend, panels
+from soul_cli.report.figures.look import Styles, panels
 from soul_cli.report.figures.plots import frontier
 from soul_cli.report.layout import layout_of, rank
 from soul_cli.report.read import Run, find_runs
@@ -275,7 +275,7 @@ def csv(c: Comparison) -> str:
 
 def pareto(c: Comparison) -> Figure:
     """A panel a method: every setting (small), the line of those none other beats, the chosen ones with ± sd."""
-    methods = list(dict.fromkeys(m for m, _ in c.cells()))
+    methods, styles = list(dict.fromkeys(m for m, _ in c.cells())), Styles(c.cells())
     figure, (row,) = panels(1, len(methods), 4.2 * len(methods), 4.4, sharey=True)
     for axes, method in zip(row, methods, strict=True):
         for optim in [o for m, o in c.cells() if m == method]:
@@ -284,14 +284,14 @@ def pareto(c: Comparison) -> Figure:
                 seeds[p.setting].append(p)
             kept = [float(np.mean([p.kept for p in some])) for some in seeds.values()]
             far = [float(np.mean([p.far for p in some])) for some in seeds.values()]
-            axes.plot(kept, far, ls="", marker="o", ms=4, color=colour(optim), alpha=0.6)
+            axes.plot(kept, far, ls="", marker="o", ms=4, color=styles.colour(optim), alpha=0.6)
             best = frontier(kept, far)
-            axes.plot([kept[i] for i in best], [far[i] for i in best], color=colour(optim), lw=1.5)
+            axes.plot([kept[i] for i in best], [far[i] for i in best], color=styles.colour(optim), lw=1.5)
             own = of_row(c.chosen, method, optim)
             xs, ys = [p.kept for p in own], [p.far for p in own]
             axes.errorbar(
                 np.mean(xs), np.mean(ys), xerr=_sd(xs), yerr=_sd(ys), ls="", marker="D", ms=8, capsize=2,
-                color=colour(optim), mec="black", mew=0.8, zorder=4,
+                color=styles.colour(optim), mec="black", mew=0.8, zorder=4,
             )  # fmt: skip
         axes.set(title=method, xlabel=f"{c.metrics[1]}  (more is kept: right)")
     row[0].set_ylabel(f"{c.metrics[0]}, distance to retain-trained  (best: 0)")
@@ -299,5 +299,5 @@ def pareto(c: Comparison) -> Figure:
         Line2D([], [], color="0.3", ls="", marker="o", ms=4, label="a setting, validation seeds"),
         Line2D([], [], color="0.3", ls="", marker="D", ms=8, mec="black", label="chosen, other seeds, ± sd"),
     ]
-    legend(figure, [], list(dict.fromkeys(o for _, o in c.cells())), more)
+    styles.legend(figure, c.cells(), more, markers=False)
     return figure

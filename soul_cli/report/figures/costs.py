@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from soul_cli.report.figures.look import colour, legend, panels
-from soul_cli.report.figures.plots import Source, optims_of
+from soul_cli.report.figures.look import panels
+from soul_cli.report.figures.plots import Source
 from soul_cli.report.read import Run, label
 
 # phases that runs share, with their grey
@@ -29,11 +29,11 @@ def cost(source: Source) -> Figure | None:
         return None
     figure, ((time, memory),) = panels(1, 2, 10.5, 1.8 + 0.28 * (len(rows) + 1), sharey=True)
     for y, ((_, optim), runs) in enumerate(rows.items()):
-        width = _bar(time, y, runs, "unlearn_seconds", colour(optim))
+        width = _bar(time, y, runs, "unlearn_seconds", source.styles.colour(optim))
         _bar(time, y, runs, "evaluate_seconds", EVALUATION, left=width, spread=False)
         _bar(memory, y, runs, "unlearn_peak_mb", "0.85")
         width = _bar(memory, y, runs, "parameter_mb", "0.6", spread=False)
-        _bar(memory, y, runs, "optimizer_state_mb", colour(optim), left=width, spread=False)
+        _bar(memory, y, runs, "optimizer_state_mb", source.styles.colour(optim), left=width, spread=False)
     shared = _shared(source.runs, time, len(rows))
     time.set_yticks(
         range(len(rows) + 1), [*(f"{label(row)} (n = {len(r)})" for row, r in rows.items()), "shared, once"]
@@ -45,7 +45,7 @@ def cost(source: Source) -> Figure | None:
         axes.grid(axis="y", visible=False)
     more = [Patch(color=EVALUATION, label="evaluation"), Patch(color="0.6", label="weights")]
     more += [Patch(color="0.85", label="peak memory"), *shared]
-    legend(figure, [], optims_of(rows), more)
+    source.styles.legend(figure, rows, more, markers=False)
     return figure
 
 

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from soul_cli.core.run_folder import NAMES
-from soul_cli.report.figures.look import FLOOR, colour, legend, panels
-from soul_cli.report.figures.plots import Source, optims_of
+from soul_cli.report.figures.look import FLOOR, panels
+from soul_cli.report.figures.plots import Source
 from soul_cli.report.read import Run
 
 # models that do not change over the epochs
@@ -58,12 +58,12 @@ def epochs(source: Source) -> Figure | None:
             for (of, optim), runs in rows.items():
                 if of == method:
                     x, mean, sd = curve(runs, metric)
-                    a.plot(x, mean, color=colour(optim), lw=1.6, marker=".")
-                    a.fill_between(x, mean - sd, mean + sd, color=colour(optim), alpha=0.2, lw=0)
+                    a.plot(x, mean, color=source.styles.colour(optim), lw=1.6, marker=".")
+                    a.fill_between(x, mean - sd, mean + sd, color=source.styles.colour(optim), alpha=0.2, lw=0)
     for top, bottom, method in zip(axes[0], axes[-1], methods, strict=True):
         top.set_title(method)
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     more: list[Artist] = [Line2D([], [], label=NAMES[name], **s) for name, s in LEVELS.items() if name in levels]
-    legend(figure, [], optims_of(rows), more)
+    source.styles.legend(figure, rows, more, markers=False)
     return figure

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from soul_cli.core.run_folder import NAMES
 from soul_cli.core.types import Row
 from soul_cli.evaluate import metrics as m
-from soul_cli.report.figures.look import FLOOR, colour, legend, marker, panels
+from soul_cli.report.figures.look import FLOOR, Styles, panels
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.read import Run
 from soul_cli.report.tables import Table
@@ -33,6 +33,10 @@ class Source:
     runs: list[Run]
     table: Table
     layout: Layout
+
+    @cached_property
+    def styles(self) -> Styles:
+        return Styles(self.table)
 
     @property
     def axes(self) -> tuple[str, str]:
@@ -78,7 +82,7 @@ def tradeoff(source: Source) -> Figure | None:
     if not points:
         return None
     figure, ((axes,),) = panels(1, 1, 7.5, 5.2)
-    more: list[Artist] = []
+    styles, more = source.styles, list[Artist]()
     if original:
         more += axes.plot(*original[:2], ls="", marker="*", ms=13, color="black", zorder=3, label=ORIGINAL)
     if floor:
@@ -86,17 +90,16 @@ def tradeoff(source: Source) -> Figure | None:
         more.append(axes.axhline(floor[1], **FLOOR, label=RETAIN))
     for (method, optim), (x, y, dx, dy) in points.items():
         axes.errorbar(
-            x, y, xerr=dx or None, yerr=dy or None, ls="", capsize=2, elinewidth=1, marker=marker(method), ms=8,
-            color=colour(optim), mec="white", mew=0.7, zorder=4,
+            x, y, xerr=dx or None, yerr=dy or None, ls="", capsize=2, elinewidth=1, color=styles.colour(optim),
+            marker=styles.marker(method), ms=8, mec="white", mew=0.7, zorder=4,
         )  # fmt: skip
-    optims = optims_of(points)
-    for optim in optims:
+    for optim in dict.fromkeys(optim for _, optim in points if optim):
         own = [point for (_, o), point in points.items() if o == optim]
         best = frontier([v[0] for v in own], [abs(v[1] - floor[1]) if floor else v[1] for v in own])
-        axes.plot([own[i][0] for i in best], [own[i][1] for i in best], color=colour(optim), lw=1.6, zorder=2)
+        axes.plot([own[i][0] for i in best], [own[i][1] for i in best], color=styles.colour(optim), lw=1.6, zorder=2)
     axes.set_xlabel(f"{source.axes[1]}  (more is kept: right)")
     axes.set_ylabel(source.axes[0] + ("  (best: on the dashed line)" if floor else "  (less is remembered: down)"))
-    legend(figure, list(dict.fromkeys(method for method, _ in points)), optims, more)
+    styles.legend(figure, points, more, markers=True)
     return figure
 
 
@@ -125,7 +128,7 @@ def ecdf(source: Source) -> Figure | None:
     for a, method in zip(flat, methods, strict=False):
         for (of, optim), runs in rows.items():
             for run in runs if of == method else ():
-                _steps(a, truth_ratios(run.rows("this_run")), color=colour(optim), lw=1.1, alpha=0.8)
+                _steps(a, truth_ratios(run.rows("this_run")), color=source.styles.colour(optim), lw=1.1, alpha=0.8)
         for values, style in references:
             _steps(a, values, **style)
         a.set(title=method, xscale="log", ylim=(0, 1), xlabel="truth ratio R")
@@ -134,18 +137,13 @@ def ecdf(source: Source) -> Figure | None:
     for line in axes:
         line[0].set_ylabel("share of questions")
     more = [Line2D([], [], color="black", lw=1.8, label=ORIGINAL), Line2D([], [], label=RETAIN, **FLOOR)]
-    legend(figure, [], optims_of(rows), more)
+    source.styles.legend(figure, rows, more, markers=False)
     return figure
 
 
 def _steps(axes: Axes, values: NDArray[np.float64], **style: Any) -> None:
     if len(values):
         axes.ecdf(values, **style)
-
-
-def optims_of(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """The optimizers of some rows, in the legend's order."""
-    return sorted({optim for _, optim in rows if optim}, key=lambda optim: rank("", optim))
 
 
 def band(runs: list[Run], key: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
@@ -183,7 +181,7 @@ def steps(source: Source) -> Figure | None:
                 a.axhspan(*WIN_RATE, color="0.93", zorder=0)
             for (of, optim), runs in rows.items():
                 if of == method:
-                    _band(a, runs, key, optim)
+                    _band(a, runs, key, source.styles.colour(optim))
     for top, bottom, method in zip(axes[0], axes[-1], methods, strict=True):
         top.set_title(method)
         bottom.set_xlabel("step")
@@ -191,14 +189,14 @@ def steps(source: Source) -> Figure | None:
     more: list[Artist] = [Line2D([], [], color="0.2", ls="--", label="retain step (alternating)")] if split else []
     if len(quantities) == 2:
         more.append(Patch(color="0.93", label="Sophia's range"))
-    legend(figure, [], optims_of(rows), more)
+    source.styles.legend(figure, rows, more, markers=False)
     return figure
 
 
-def _band(axes: Axes, runs: list[Run], key: str, optim: str) -> None:
+def _band(axes: Axes, runs: list[Run], key: str, colour: str) -> None:
     for suffix, style in (("", "-"), ("_forget", "-"), ("_retain", "--")):  # the last two: alternating mode
         found = band(runs, key + suffix)
         if found is not None:
             x, mean, sd = found
-            axes.plot(x, mean, color=colour(optim), ls=style, lw=1.4, marker="." if len(x) <= 20 else None)
-            axes.fill_between(x, mean - sd, mean + sd, color=colour(optim), alpha=0.2, lw=0)
+            axes.plot(x, mean, color=colour, ls=style, lw=1.4, marker="." if len(x) <= 20 else None)
+            axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
