@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from soul_cli.report.compare import Comparison, Point, alike, bootstrap, hypervolume, paired, pareto, sentences, verdict
+from soul_cli.report.compare import Comparison, Point, alike, bootstrap, hypervolume, paired, sentences, verdict
+from soul_cli.report.figures.tradeoff import pareto
 
 
 def point(optim: str, seed: int, far: float, kept: float, moved: float = 1.0, lr: str = "1") -> Point:

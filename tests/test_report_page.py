@@ -20,9 +20,11 @@ from soul_cli.optim.build import OPTIMS
 from soul_cli.report import answers
 from soul_cli.report.cli import main
 from soul_cli.report.figures.costs import cost
-from soul_cli.report.figures.curves import curve, epochs, pair
+from soul_cli.report.figures.curves import band, curve, epochs, pair, steps
+from soul_cli.report.figures.distributions import ecdf, truth_ratios
 from soul_cli.report.figures.look import PALETTE, SHAPES, Styles, panels, save
-from soul_cli.report.figures.plots import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
+from soul_cli.report.figures.source import Source
+from soul_cli.report.figures.tradeoff import frontier, tradeoff
 from soul_cli.report.layout import LAYOUTS
 from soul_cli.report.page import browser
 from soul_cli.report.read import find_runs

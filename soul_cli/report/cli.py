@@ -13,7 +13,8 @@ from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
 from soul_cli.report.figures.gallery import FIGURES
 from soul_cli.report.figures.look import save
-from soul_cli.report.figures.plots import Source
+from soul_cli.report.figures.source import Source
+from soul_cli.report.figures.tradeoff import pareto
 from soul_cli.report.layout import layout_of
 from soul_cli.report.page import Picture, page_html, table_html
 from soul_cli.report.paper import read_paper
@@ -99,7 +100,7 @@ def comparison(folders: list[Path], target: str | None) -> str:
     out = Out(target)
     write_text(out.path("compare", ".md"), text)
     write_text(out.path("compare", ".csv"), compare.csv(found))
-    for data, suffix in zip(save(compare.pareto(found)), (".png", ".svg"), strict=True):
+    for data, suffix in zip(save(pareto(found)), (".png", ".svg"), strict=True):
         write_bytes(out.path("pareto", suffix), data)
     return text
 

@@ -18,14 +18,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from soul_cli.core.types import UserError
 from soul_cli.report.comparable import check_comparable
-from soul_cli.report.figures.look import Styles, panels
-from soul_cli.report.figures.plots import frontier
 from soul_cli.report.layout import layout_of, rank
 from soul_cli.report.read import Run, find_runs
 from soul_cli.report.tables import Cell, csv_text
@@ -37,6 +32,8 @@ MOST = 6  # seeds whose resamples are counted one by one: 6^6
 EXTRA = ("forget_quality_D", "model_utility", "heldout_ppl")  # reported beside the two, where a task has them
 LOOKS = "forgotten: distance of the forget metric to the retain-trained model, 0 is best; kept: the retain metric"
 
+Setting = tuple[tuple[str, str], ...]  # key -> value of what was searched
+
 
 @dataclass(frozen=True)
 class Point:
@@ -44,7 +41,7 @@ class Point:
 
     method: str
     optim: str
-    setting: tuple[tuple[str, str], ...]
+    setting: Setting
     seed: int
     far: float
     kept: float
@@ -256,10 +253,6 @@ def _edge(value: str, values: list[str]) -> str:
     return " (edge)" if len(numbers) > 2 and float(value) in (numbers[0], numbers[-1]) else ""
 
 
-def _sd(values: list[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
 def csv(c: Comparison) -> str:
     """A line a run."""
     lines = []
@@ -268,36 +261,3 @@ def csv(c: Comparison) -> str:
             own = {"method": p.method, "optim": p.optim, **dict(p.setting), "seed": p.seed, "far": p.far}
             lines.append({"part": part, **own, "kept": p.kept, "displacement": p.moved, **dict(p.extra)})
     return csv_text(lines)
-
-
-# --- figure ------------------------------------------------------------------------------------------------
-
-
-def pareto(c: Comparison) -> Figure:
-    """A panel a method: every setting (small), the line of those none other beats, the chosen ones with ± sd."""
-    methods, styles = list(dict.fromkeys(m for m, _ in c.cells())), Styles(c.cells())
-    figure, (row,) = panels(1, len(methods), 4.2 * len(methods), 4.4, sharey=True)
-    for axes, method in zip(row, methods, strict=True):
-        for optim in [o for m, o in c.cells() if m == method]:
-            seeds: dict[tuple[tuple[str, str], ...], list[Point]] = defaultdict(list)
-            for p in of_row(c.tried, method, optim):
-                seeds[p.setting].append(p)
-            kept = [float(np.mean([p.kept for p in some])) for some in seeds.values()]
-            far = [float(np.mean([p.far for p in some])) for some in seeds.values()]
-            axes.plot(kept, far, ls="", marker="o", ms=4, color=styles.colour(optim), alpha=0.6)
-            best = frontier(kept, far)
-            axes.plot([kept[i] for i in best], [far[i] for i in best], color=styles.colour(optim), lw=1.5)
-            own = of_row(c.chosen, method, optim)
-            xs, ys = [p.kept for p in own], [p.far for p in own]
-            axes.errorbar(
-                np.mean(xs), np.mean(ys), xerr=_sd(xs), yerr=_sd(ys), ls="", marker="D", ms=8, capsize=2,
-                color=styles.colour(optim), mec="black", mew=0.8, zorder=4,
-            )  # fmt: skip
-        axes.set(title=method, xlabel=f"{c.metrics[1]}  (more is kept: right)")
-    row[0].set_ylabel(f"{c.metrics[0]}, distance to retain-trained  (best: 0)")
-    more: list[Artist] = [
-        Line2D([], [], color="0.3", ls="", marker="o", ms=4, label="a setting, validation seeds"),
-        Line2D([], [], color="0.3", ls="", marker="D", ms=8, mec="black", label="chosen, other seeds, ± sd"),
-    ]
-    styles.legend(figure, c.cells(), more, markers=False)
-    return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from soul_cli.report.figures.look import panels
-from soul_cli.report.figures.plots import Source
+from soul_cli.report.figures.source import Source
 from soul_cli.report.read import Run, label
 
 # phases that runs share, with their grey
