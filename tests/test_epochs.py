@@ -16,7 +16,7 @@ from soul_cli.core.files import read_lines, write_text
 from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
-from soul_cli.evaluate.metrics import kept, nearness
+from soul_cli.evaluate.metrics import nearness, retention
 from soul_cli.experiment import pipeline
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.epochs import chosen
@@ -85,8 +85,8 @@ def test_resumed_training_sees_the_same_weights_between_epochs(tiny_lm: MakeLM, 
 # --- the rule ----------------------------------------------------------------------------------------------
 
 
-def test_kept_and_nearness_by_hand() -> None:
-    assert (kept(0.4, 0.8), kept(0.9, 0.8), kept(0.0, 0.0)) == (0.5, 1.0, 1.0)
+def test_retention_and_nearness_by_hand() -> None:
+    assert (retention(0.4, 0.8), retention(0.9, 0.8), retention(0.0, 0.0)) == (0.5, 1.0, 1.0)
     # floor 0.2, original 1: half-way down, there, half-way below, nothing, no change
     assert [nearness(x, 0.2, 1.0) for x in (0.6, 0.2, 0.1, 0.0, 1.0)] == pytest.approx([0.5, 1, 0.5, 0, 0])
     assert (nearness(0.0, 0.0, 0.0), nearness(0.1, 0.0, 0.0)) == (1.0, 0.0)

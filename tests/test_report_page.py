@@ -20,13 +20,13 @@ from soul_cli.optim.build import OPTIMS
 from soul_cli.report import answers
 from soul_cli.report.cli import main
 from soul_cli.report.figures.costs import cost
-from soul_cli.report.figures.curves import band, curve, epochs, pair, steps
+from soul_cli.report.figures.curves import by_epoch, by_step, epochs, pair, steps
 from soul_cli.report.figures.distributions import ecdf, truth_ratios
 from soul_cli.report.figures.look import PALETTE, SHAPES, Styles, panels, save
 from soul_cli.report.figures.source import Source
 from soul_cli.report.figures.tradeoff import frontier, tradeoff
 from soul_cli.report.layout import LAYOUTS
-from soul_cli.report.page import browser
+from soul_cli.report.page import list_answers
 from soul_cli.report.read import find_runs
 from soul_cli.report.tables import tabulate
 
@@ -60,10 +60,10 @@ def test_band_by_hand(tmp_path: Path) -> None:
         lines = [{"step": 1, "displacement": 1.0}, {"step": 2, "displacement": last}, {"step": 3, "displacement": 9.0}]
         text = "".join(json.dumps(x) + "\n" for x in lines[: 3 - seed])  # the second run stopped earlier
         (folder / "train.jsonl").write_text(text)
-    found = band(find_runs([tmp_path]), "displacement")
+    found = by_step(find_runs([tmp_path]), "displacement")
     assert found is not None
     assert [list(x) for x in found] == [[1, 2], [1.0, 3.0], [0.0, pytest.approx(math.sqrt(2))]]
-    assert band(find_runs([tmp_path]), "absent") is None
+    assert by_step(find_runs([tmp_path]), "absent") is None
 
 
 def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
@@ -113,7 +113,9 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     write_epochs(write_run(tmp_path, 1, 0.2, "optim=soul"), [0.9, 0.7], [0.9, 0.6])  # an epoch less
     write_epochs(write_run(tmp_path, 0, 0.3, "optim=adamw"), [0.9, 0.8, 0.7], [0.9, 0.9, 0.9])
     runs = [r for r in find_runs([tmp_path]) if r.content["optim"] == "soul"]
-    x, mean, sd = curve(runs, "forget_rougeL")
+    found = by_epoch(runs, "forget_rougeL")
+    assert found is not None
+    x, mean, sd = found
     assert list(x) == [0, 1]
     assert list(mean) == [0.9, pytest.approx(0.6)]
     assert list(sd) == [0, pytest.approx(math.sqrt(0.02))]
@@ -166,7 +168,7 @@ def test_nothing_to_draw_is_no_figure(tmp_path: Path) -> None:
 def test_answers_side_by_side(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1, answer=NASTY)
     write_run(tmp_path, 1, 0.2)
-    some = answers.one_each(answers.speakers(find_runs([tmp_path])))
+    some = answers.one_each(answers.list_speakers(find_runs([tmp_path])))
     assert [s.name for s in some] == ["original", "retain-trained", "npo soul, seed 0"]
     text = answers.markdown(some, answers.choose(some, [2], 0, 0))
     assert "**forget 2** What of forget 2?" in text
@@ -180,14 +182,14 @@ def test_rows_of_one_index_are_told_apart(tmp_path: Path) -> None:
     rows = [{**row("forget", 0, f"after {w}"), "prompt_words": w} for w in (20, 60)]
     rows.append({"split": "forget_text", "index": 0, "gold": "scored only"})
     (folder / "rows_original.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    some = answers.speakers(find_runs([tmp_path]), ("prompt_words",))[:1]
+    some = answers.list_speakers(find_runs([tmp_path]), ("prompt_words",))[:1]
     assert [answers.name_of(p) for p in some[0].rows] == ["forget 0, prompt_words 20", "forget 0, prompt_words 60"]
     assert "| original | after 20 |" in answers.markdown(some, answers.choose(some, [0], 0, 0))
 
 
 def test_random_questions_are_the_same_for_a_seed(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1)
-    some = answers.speakers(find_runs([tmp_path]))
+    some = answers.list_speakers(find_runs([tmp_path]))
     draws = [answers.choose(some, None, 2, seed) for seed in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len({tuple(d) for d in draws}) > 1
@@ -196,8 +198,8 @@ def test_random_questions_are_the_same_for_a_seed(tmp_path: Path) -> None:
 
 def test_the_browser_says_what_it_left_out(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1)
-    some = answers.speakers(find_runs([tmp_path]))
-    every, half = browser(some, ("rougeL",)), browser(some, ("rougeL",), cap=12)  # 3 models x 8 questions
+    some = answers.list_speakers(find_runs([tmp_path]))
+    every, half = list_answers(some, ("rougeL",)), list_answers(some, ("rougeL",), cap=12)  # 3 models x 8 questions
     assert (every["counts"], every["sampled"]) == ({"forget": [4, 4], "retain": [4, 4]}, False)
     assert (half["counts"], half["sampled"]) == ({"forget": [2, 4], "retain": [2, 4]}, True)
     assert len(half["questions"]) == 4

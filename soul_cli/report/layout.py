@@ -53,7 +53,7 @@ WORDS = (20, 60, 100, 300)  # prompt lengths of the copyright task: the embedded
 
 
 def _continued(split: str, tail: str = "", paper: bool = False) -> tuple[Column, ...]:
-    """BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
+    """Return BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
     out = []
     for words in WORDS:
         for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L")):
@@ -169,7 +169,7 @@ LAYOUTS = {
 
 
 def layout_of(task: str, headline: list[str]) -> Layout:
-    """The task's layout, and under a last heading the metrics of its short table that the layout does not know.
+    """Return the task's layout, and under a last heading the metrics of its short table that the layout does not know.
 
     For a task without a layout that is all of them, and the trade-off is of the first forget and retain metric.
     """
@@ -184,11 +184,11 @@ def layout_of(task: str, headline: list[str]) -> Layout:
 
 
 def rank(method: str, optim: str) -> tuple[int, str, int, str]:
-    """Sorting key of a row: original, retain-trained, then methods and optimizers, each as `place` orders them."""
+    """Return the sorting key of a row: original, retain-trained, then methods and optimizers as `place` has them."""
     return *place(method, (*NAMES.values(), *METHODS)), *place(optim, ("", *OPTIMS))
 
 
 def place(name: str, registry: Iterable[str]) -> tuple[int, str]:
-    """Sorting key of a name: as the registry has it; behind that, by name, what it has not (of another version)."""
+    """Return the sorting key of a name: as the registry has it; behind, by name, those of other versions."""
     known = list(registry)
     return (known.index(name), "") if name in known else (len(known), name)

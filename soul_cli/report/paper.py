@@ -24,7 +24,7 @@ class Paper:
     rows: dict[tuple[str, str], dict[str, float]]
 
     def number(self, row: tuple[str, str], column: Column) -> float | None:
-        """The number of a row, in our unit; None where the paper has none."""
+        """Return the number of a row, in our unit; None where the paper has none."""
         printed = self.rows.get(row, {}).get(column.paper)
         return None if printed is None else printed / column.per
 
@@ -43,7 +43,7 @@ class Paper:
 
 
 def read_paper(task: str) -> Paper:
-    """The paper's table of a task.  Raises UserError where it has none."""
+    """Read the paper's table of a task.  Raises UserError where it has none."""
     content: Any = OmegaConf.to_container(OmegaConf.load(FILE))
     if task not in content:
         raise UserError(f"--paper: the paper has no table of task {task!r}; it has {', '.join(content)}")

@@ -107,13 +107,14 @@ class Run:
         return found
 
     def rows(self, model: str) -> list[Row]:
-        """Evaluated examples of one model, without the lists by token; empty where the file is not there."""
+        """Return the evaluated examples of one model, without the lists by token; empty where the file is not there."""
         path = self.folder / rows_file(model)
         rows = _lines(path) if path.is_file() else []
         return [{k: v for k, v in row.items() if k not in BY_TOKEN} for row in rows]
 
 
 def label(row: tuple[str, str]) -> str:
+    """Return a row's name: method and optimizer."""
     return " ".join(filter(None, row))
 
 
@@ -125,6 +126,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Return a nested configuration as 'optim.lr' -> value."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         out |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
@@ -132,7 +134,7 @@ def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> Run:
-    """A finished run.  Raises UserError that names the file that cannot be read."""
+    """Read a finished run.  Raises UserError that names the file that cannot be read."""
     file = folder / "metrics.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -155,7 +157,7 @@ def read_run(folder: Path) -> Run:
 
 
 def find_runs(roots: list[Path]) -> list[Run]:
-    """Finished runs at or under the roots, each once, by folder name."""
+    """Read the finished runs at or under the roots, each once, by folder name."""
     for root in roots:
         if not root.exists():
             raise UserError(f"{root}: no such folder")
@@ -170,5 +172,5 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 
 def unfinished(roots: list[Path]) -> list[Path]:
-    """Run folders that were started and have no metrics.json yet."""
+    """Return run folders that were started and have no metrics.json yet."""
     return sorted(p.parent for r in roots for p in r.rglob("config.yaml") if not (p.parent / "metrics.json").is_file())

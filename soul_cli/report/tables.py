@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -99,11 +100,12 @@ class Grid:
 
 
 def short(x: float) -> str:
+    """Return a number as tables show it: three decimals, or one digit and a power of ten."""
     return f"{x:.0e}" if 0 < abs(x) < 5e-4 else f"{x:.3f}"
 
 
 def tabulate(runs: list[Run]) -> Table:
-    """Every metric of every row over its seeds, marked.  The references are of the first run of each target seed."""
+    """Return every metric of every row over its seeds, marked; the references of the first run of each target seed."""
     rows: dict[Name, dict[int, dict[str, Metric]]] = {}
     for run in runs:
         for name in REFERENCES:
@@ -122,7 +124,7 @@ def tabulate(runs: list[Run]) -> Table:
 
 
 def columns_of(table: Table) -> dict[str, dict[Name, Cell]]:
-    """Metric -> row -> cell."""
+    """Return metric -> row -> cell."""
     out: dict[str, dict[Name, Cell]] = {}
     for row, cells in table.items():
         for metric, cell in cells.items():
@@ -131,7 +133,7 @@ def columns_of(table: Table) -> dict[str, dict[Name, Cell]]:
 
 
 def marked(table: Table) -> Table:
-    """The table with best and second marked in every column."""
+    """Mark best and second in every column."""
     found = {metric: marks(column) for metric, column in columns_of(table).items()}
     return {
         row: {metric: replace(cell, mark=found[metric].get(row, "")) for metric, cell in cells.items()}
@@ -140,7 +142,7 @@ def marked(table: Table) -> Table:
 
 
 def marks(column: dict[Name, Cell]) -> dict[Name, str]:
-    """Best and second of a column's unlearned rows, on the numbers as shown.
+    """Return best and second of a column's unlearned rows, on the numbers as shown.
 
     Rows that show the same number share a mark; two best leave no second.  Nothing is marked where there is nothing
     to choose: one row, equal numbers, no goal, or goal "retain" without a retain-trained row.
@@ -164,78 +166,82 @@ def marks(column: dict[Name, Cell]) -> dict[Name, str]:
 
 
 def grid(table: Table, layout: Layout, caption: str, notes: list[str], *, brief: bool) -> Grid:
-    """The table in the layout's columns.  brief: without those that only files and the page show."""
+    """Lay the table out in the layout's columns.  brief: without those that only files and the page show."""
     goals = goals_of(table)
-    groups = [(g.title, [c for c in g.columns if c.metric in goals and (c.brief or not brief)]) for g in layout.groups]
-    columns = [c for _, some in groups for c in some]
+    groups = {g.title: [c for c in g.columns if c.metric in goals and (c.brief or not brief)] for g in layout.groups}
+    columns = list(chain(*groups.values()))
     return Grid(
         caption,
         tuple(notes),
-        tuple((title, len(some)) for title, some in groups if some),
-        tuple(Head(c.metric, c.title, ARROWS.get(goals[c.metric], "")) for c in columns),
-        tuple(_line(row, cells, columns) for row, cells in table.items()),
+        tuple((title, len(group)) for title, group in groups.items() if group),
+        tuple(_head(c, goals) for c in columns),
+        tuple(Line(*row, seeds_of(cells), tuple(cells.get(c.metric) for c in columns)) for row, cells in table.items()),
     )
 
 
+def _head(column: Column, goals: dict[str, str]) -> Head:
+    return Head(column.metric, column.title, ARROWS.get(goals.get(column.metric, ""), ""))
+
+
 def goals_of(table: Table) -> dict[str, str]:
-    """Metric -> goal, of the metrics that a row has."""
+    """Return the goal of every metric that a row has."""
     return {metric: next(iter(column.values())).goal for metric, column in columns_of(table).items()}
 
 
-def _line(row: Name, cells: dict[str, Cell], columns: list[Column]) -> Line:
-    return Line(*row, seeds_of(cells), tuple(cells.get(c.metric) for c in columns))
-
-
 def seeds_of(cells: dict[str, Cell]) -> int:
-    """How many seeds a row has."""
+    """Return how many seeds a row has."""
     return max((len(cell.values) for cell in cells.values()), default=0)
 
 
 def beside_paper(table: Table, layout: Layout, paper: Paper) -> Grid:
-    """The paper's columns only, ours and the paper's number side by side, for every row that either has."""
-    printed = {name for row in paper.rows.values() for name in row}
-    columns = [(g.title, c) for g in layout.groups for c in g.columns if c.paper in printed]
-    goals = goals_of(table)
-    heads, groups = [], []
-    for title, c in columns:
-        heads += [Head(c.metric, c.title, ARROWS.get(goals.get(c.metric, ""), "")), Head("", "paper", "")]
-        groups.append(title)
-    lines = []
-    for row in sorted({*table, *paper.rows}, key=lambda r: rank(*r)):
-        own = table.get(row, {})
-        cells: list[Cell | None] = []
-        for _, c in columns:
-            theirs = paper.number(row, c)
-            cells += [own.get(c.metric), None if theirs is None else Cell((theirs,))]
-        lines.append(Line(*row, seeds_of(own), tuple(cells)))
-    spans = tuple((t, 2 * groups.count(t)) for t in dict.fromkeys(groups))
-    return Grid(paper.caption, (paper.warning,), spans, tuple(heads), tuple(lines))
+    """Lay out the paper's columns alone, ours and the paper's number side by side, for every row that either has."""
+    printed, goals = set(chain(*paper.rows.values())), goals_of(table)
+    groups = {g.title: [c for c in g.columns if c.paper in printed] for g in layout.groups}
+    columns = list(chain(*groups.values()))
+
+    def line(row: Name) -> Line:
+        ours = table.get(row, {})
+        theirs = [paper.number(row, c) for c in columns]
+        pairs = [(ours.get(c.metric), None if x is None else Cell((x,))) for c, x in zip(columns, theirs, strict=True)]
+        return Line(*row, seeds_of(ours), tuple(chain(*pairs)))
+
+    rows = sorted({*table, *paper.rows}, key=lambda row: rank(*row))
+    spans = tuple((title, 2 * len(group)) for title, group in groups.items() if group)
+    heads = chain(*((_head(c, goals), Head("", "paper", "")) for c in columns))
+    return Grid(paper.caption, (paper.warning,), spans, tuple(heads), tuple(map(line, rows)))
 
 
 def caption(runs: list[Run], layout: Layout) -> str:
-    """What the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
+    """Return what the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
     first = runs[0]
-    of, metrics = first.config, first.metrics["original"]
-    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}'] or 'embedded'}" for k in DATA if f"task.{k}" in of)]
-    model = of.get("model.path") or of.get("task.target_model") or of["model.name"]
-    template = of.get("task.template") or of.get("model.template")
+    seeds = sorted({r.seed for r in runs if r.trained})
+    over = f"Mean ± sd over n unlearning seeds ({', '.join(map(str, seeds))})" if seeds else "Evaluation alone"
+    return (
+        "; ".join([*_origins(first.config), *_sizes(first.metrics["original"], layout)])
+        + f". {over}; one target and one retain-trained model (target seed {first.content['target_seed']})."
+    )
+
+
+def _origins(config: dict[str, Any]) -> list[str]:
+    """Return where data, model and prompts come from."""
+    data = [f"{key} {config[f'task.{key}'] or 'embedded'}" for key in DATA if f"task.{key}" in config]
+    model = config.get("model.path") or config.get("task.target_model") or config["model.name"]
+    template = config.get("task.template") or config.get("model.template")
+    return [str(config["task.name"]), *data, f"model {model}", *([f"template {template}"] if template else [])]
+
+
+def _sizes(metrics: dict[str, Metric], layout: Layout) -> list[str]:
+    """Return how many questions there are of each kind, and who judged the answers."""
     counts = []
     for group in layout.groups:
         n = next((metrics[c.metric].n for c in group.columns if c.metric in metrics), None)
         counts += [f"{n} {group.noun}"] if group.noun and n else []
-    judges = sorted({j for m in metrics.values() for j in re.findall(r"judge ([^;,]+)", m.definition)})
-    parts = [*data, f"model {model}", *([f"template {template}"] if template else [])]
-    parts += ([f"{', '.join(counts)} {layout.unit}"] if counts else []) + [f"judge {j}" for j in judges]
-    seeds = sorted({r.seed for r in runs if r.trained})
-    over = f"Mean ± sd over n unlearning seeds ({', '.join(map(str, seeds))})" if seeds else "Evaluation alone"
-    return (
-        "; ".join(parts) + f". {over}; one target and one retain-trained model "
-        f"(target seed {first.content['target_seed']})."
-    )
+    judges = sorted({judge for m in metrics.values() for judge in re.findall(r"judge ([^;,]+)", m.definition)})
+    return ([f"{', '.join(counts)} {layout.unit}"] if counts else []) + [f"judge {judge}" for judge in judges]
 
 
 def long_csv(table: Table, layout: Layout, paper: Paper | None) -> str:
-    """A line a (row, metric): over seeds mean, sd, median and n, then questions, goal and mark.
+    """Return a line a (row, metric): over seeds mean, sd, median and n, then questions, goal and mark.
 
     With the paper's number, in our unit, where one is asked for.
     """
@@ -255,7 +261,7 @@ def long_csv(table: Table, layout: Layout, paper: Paper | None) -> str:
 
 
 def wide_csv(table: Table, layout: Layout) -> str:
-    """One line a row of the table: n, then mean and sd of every metric, the layout's first."""
+    """Return a line a row of the table: n, then mean and sd of every metric, the layout's first."""
     known = columns_of(table)
     order = [m for m in dict.fromkeys([*(c.metric for c in layout.columns), *known]) if m in known]
     lines = []
@@ -269,5 +275,5 @@ def wide_csv(table: Table, layout: Layout) -> str:
 
 
 def csv_text(lines: list[dict[str, Any]]) -> str:
-    """Lines of the same keys as CSV, six digits."""
+    """Return lines of the same keys as CSV, six digits."""
     return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g")

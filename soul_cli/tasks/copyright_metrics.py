@@ -18,7 +18,7 @@ Absent = dict[str, str]  # metric -> why it is not there
 
 
 def headline(prompt_words: list[int]) -> list[str]:
-    """Metrics of the printed table, in order."""
+    """Return the metrics of the printed table, in order."""
     out = [f"forget_{metric}_{words}" for words in prompt_words for metric in ("bleu", "rougeL")]
     out += [f"forget_{metric}_{words}_unseen" for words in prompt_words for metric in ("bleu", "rougeL")]
     out += ["forget_verbatim_longest", "forget_verbatim_50", "forget_verbmem", "forget_fluency"]
@@ -27,7 +27,7 @@ def headline(prompt_words: list[int]) -> list[str]:
 
 
 def summarise(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
-    """All metrics of one model.  The floor to compare the forget metrics with is the retain-trained model's row."""
+    """Return all metrics of one model, and why others are absent."""
     splits: dict[str, list[Row]] = {}
     for row in rows:
         splits.setdefault(row["split"], []).append(row)
@@ -49,16 +49,16 @@ def summarise(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
 
 
 def selection_score(models: dict[str, dict[str, Metric]]) -> float:
-    """Harmonic mean of: ROUGE-L kept on the retain books after the shortest prompt; held-out perplexity kept (both
-    relative to the original model); nearness of the forget ROUGE-L to the retain-trained model's, from either side, at
-    each prompt length.  1: it forgot like the retain-trained model and kept everything else.
+    """Score by the harmonic mean of: ROUGE-L kept on the retain books after the shortest prompt; held-out perplexity
+    kept (both relative to the original model); nearness of the forget ROUGE-L to the retain-trained model's, from
+    either side, at each prompt length.  1: it forgot like the retain-trained model and kept everything else.
     """
     original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
     lengths = sorted(int(k.split("_")[-1]) for k in now if re.fullmatch(r"forget_rougeL_\d+", k))
     shortest = f"retain_rougeL_{lengths[0]}"
     parts = [
-        m.kept(now[shortest].value, original[shortest].value),
-        m.kept(original["heldout_ppl"].value, now["heldout_ppl"].value),
+        m.retention(now[shortest].value, original[shortest].value),
+        m.retention(original["heldout_ppl"].value, now["heldout_ppl"].value),
     ]
     for words in lengths:
         parts.append(m.nearness(*(some[f"forget_rougeL_{words}"].value for some in (now, floor, original))))
@@ -70,7 +70,7 @@ def _mean(values: Any, goal: str, definition: str) -> Metric:
 
 
 def _continuations(split: str, rows: list[Row], goal: str) -> dict[str, Metric]:
-    """BLEU and ROUGE-L by prompt length and by wordings seen or not seen in training."""
+    """Return BLEU and ROUGE-L by prompt length and by wordings seen or not seen in training."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["prompt_words"], row["wording"]), []).append(row)
@@ -86,7 +86,7 @@ def _continuations(split: str, rows: list[Row], goal: str) -> dict[str, Metric]:
 
 
 def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
-    """What a rights holder asks for, at the shortest prompt (which leaves the most to recite)."""
+    """Return what a rights holder asks for, at the shortest prompt (which leaves the most to recite)."""
     runs = [r["verbatim_tokens"] for r in rows]
     out = {
         "forget_verbatim_longest": Metric(
@@ -106,7 +106,7 @@ def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
 
 
 def perplexity(rows: list[Row], goal: str) -> Metric:
-    """exp of the mean nats a token over all chunks; comparable between models of one tokenizer only."""
+    """Return exp of the mean nats a token over all chunks; comparable between models of one tokenizer only."""
     table = np.array([[r["nll_sum"], r["tokens"]] for r in rows], dtype=np.float64)
 
     def of(some: Any) -> float:

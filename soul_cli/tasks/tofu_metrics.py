@@ -26,7 +26,10 @@ Absent = dict[str, str]  # metric -> why it is not there
 def summarise(
     rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
 ) -> tuple[dict[str, Metric], Absent]:
-    """All metrics of one model.  facts_trained: real authors and world facts are no non-members."""
+    """Return all metrics of one model, and why others are absent.
+
+    facts_trained: real authors and world facts are no non-members.
+    """
     splits: dict[str, list[Row]] = {}
     for row in rows:
         splits.setdefault(row["split"], []).append(row)
@@ -46,16 +49,16 @@ def summarise(
 
 
 def selection_score(models: dict[str, dict[str, Metric]]) -> float:
-    """Harmonic mean of: ROUGE-L kept on the retain set; accuracy kept on real authors and world facts (both relative
-    to the original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the retain-trained
-    model's, from either side.  1: it forgot like the retain-trained model and kept everything else.
+    """Score by the harmonic mean of: ROUGE-L kept on the retain set; accuracy kept on real authors and world facts
+    (both relative to the original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the
+    retain-trained model's, from either side.  1: it forgot like the retain-trained model and kept everything else.
     """
     original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
     facts = [sum(some[f"{s}_acc"].value for s in FACTS) for some in (now, original)]
     forget = [some["forget_rougeL"].value for some in (now, floor, original)]
     parts = [
-        m.kept(now["retain_rougeL"].value, original["retain_rougeL"].value),
-        m.kept(*facts),
+        m.retention(now["retain_rougeL"].value, original["retain_rougeL"].value),
+        m.retention(*facts),
         1 - now["forget_quality_D"].value,
         m.nearness(*forget),
     ]
@@ -71,17 +74,17 @@ def _mean(values: Any, goal: str, definition: str) -> Metric:
 
 
 def _right(rows: list[Row]) -> Any:
-    """nll of the true statement: the paraphrase where there is one, else the answer itself."""
+    """Return nll of the true statement: the paraphrase where there is one, else the answer itself."""
     return _column(rows, "paraphrased_nll" if "paraphrased_nll" in rows[0] else "nll")
 
 
 def ratio(rows: list[Row], mean: str) -> Any:
-    """Truth ratio on the original question, as in TOFU (N,)."""
+    """Return the truth ratio on the original question, as in TOFU (N,)."""
     return m.truth_ratio(_right(rows), _column(rows, "perturbed_nll"), mean=mean)
 
 
 def _truth_score(split: str, values: Any) -> Any:
-    """TOFU's score in [0, 1]: forget min(R, 1/R), elsewhere max(0, 1 - R).  1 is best for the split's purpose."""
+    """Return TOFU's score in [0, 1]: forget min(R, 1/R), elsewhere max(0, 1 - R); 1 is best for the split."""
     return np.minimum(values, 1 / values) if split == "forget" else np.maximum(0, 1 - values)
 
 
@@ -132,7 +135,7 @@ def _memorisation(rows: list[Row]) -> dict[str, Metric]:
 
 
 def _utility(splits: dict[str, list[Row]]) -> dict[str, Metric]:
-    """TOFU's model utility (harmonic mean of nine) in both truth-ratio means; SOUL's utility (mean accuracy)."""
+    """Return TOFU's model utility (harmonic mean of nine) in both truth-ratio means; SOUL's utility (mean accuracy)."""
     kept = ("retain", *FACTS)
     out = {}
     for mean, name in (("geometric", "model_utility"), ("arithmetic", "model_utility_arithmetic")):

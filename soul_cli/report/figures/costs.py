@@ -20,7 +20,7 @@ EVALUATION = "0.9"
 
 
 def cost(source: Source) -> Figure | None:
-    """Per row: seconds of unlearning and evaluation, peak memory, weights and optimizer states; mean ± sd over seeds.
+    """Draw, a row at a time, seconds of unlearning and evaluation, peak memory, weights and states; ± sd over seeds.
 
     Below them the shared models and evaluations, once, with what they cost when they were made.
     """
@@ -52,7 +52,7 @@ def cost(source: Source) -> Figure | None:
 def _bar(
     axes: Axes, y: int, runs: list[Run], metric: str, shade: str, *, left: float = 0.0, spread: bool = True
 ) -> float:
-    """A bar of the mean over the runs that have the metric.  Returns where it ends."""
+    """Draw a bar of the mean over the runs that have the metric; return where it ends."""
     values = np.array([r.metrics["this_run"][metric].value for r in runs if metric in r.metrics["this_run"]])
     if not len(values):
         return left
@@ -62,7 +62,7 @@ def _bar(
 
 
 def _shared(runs: list[Run], axes: Axes, y: int) -> list[Patch]:
-    """A bar of what the runs share, phase after phase.  Returns its legend."""
+    """Draw a bar of what the runs share, phase after phase; return its legend."""
     left, patches = 0.0, []
     for phase, grey in SHARED.items():
         seconds = next((r.content["cost"][phase]["seconds"] for r in runs if phase in r.content["cost"]), 0.0)

@@ -52,7 +52,7 @@ class Styles:
         return SHAPES[self.methods.index(method) % len(SHAPES)]
 
     def legend(self, figure: Figure, rows: Iterable[tuple[str, str]], more: Sequence[Artist], *, markers: bool) -> None:
-        """Colours of the rows' optimizers and, with markers, markers of their methods, then `more`.
+        """Add a legend: colours of the rows' optimizers and, with markers, markers of their methods, then `more`.
 
         Below the axes, in as many columns as there is room for.
         """
@@ -74,7 +74,7 @@ class Styles:
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure with rows x columns axes; width and height in inches."""
+    """Return an empty figure with rows x columns axes; width and height in inches."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options)
@@ -82,7 +82,7 @@ def panels(rows: int, columns: int, width: float, height: float, **options: Any)
 
 
 def save(figure: Figure) -> tuple[bytes, bytes]:
-    """-> PNG, SVG; the same figure gives the same bytes."""
+    """Return PNG and SVG; the same figure gives the same bytes."""
     png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(png, format="png", metadata={"Software": None})
