@@ -7,7 +7,6 @@ values in the tests.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from soul_cli.evaluate import words
 
 Array = NDArray[np.float64]
 
@@ -130,40 +131,36 @@ def _area(above: Array, below: Array) -> float:
 # --- generated text ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
-    """rouge_score's scorer with its own tokenizer and stemmer, but each word is stemmed once."""
-    from nltk.stem.porter import PorterStemmer
-    from rouge_score import rouge_scorer, tokenize  # seconds that a mistyped option need not wait
+@lru_cache(maxsize=2)
+def _scorer(stemmed: bool) -> Any:
+    from rouge_score import rouge_scorer  # seconds that a mistyped option need not wait
 
-    class Stems:
-        stem = staticmethod(lru_cache(maxsize=1 << 16)(PorterStemmer().stem))
-
-    class Tokenizer:
-        @staticmethod
-        def tokenize(text: str) -> list[str]:
-            return tokenize.tokenize(text, Stems)
-
-    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=Tokenizer)
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=words.RougeTokenizer(stemmed))
 
 
 def rouge_l(gold: str, generated: str) -> float:
-    """Return ROUGE-L recall with stemming: the share of the gold answer found, in order, in the generated one."""
-    return float(_scorer().score(gold, generated)["rougeL"].recall)
+    """Return ROUGE-L recall, stemmed: the share of the gold answer's words found, in order, in the generated one.
+
+    Words as in `words.tokens`: rouge-score's own for ASCII text, those of all scripts beyond it.
+    """
+    return float(_scorer(True).score(gold, generated)["rougeL"].recall)
 
 
-def rouge_l_f1(gold: str, generated: str) -> float:
-    """Return ROUGE-L F1 with stemming."""
-    return float(_scorer().score(gold, generated)["rougeL"].fmeasure)
+def rouge_l_f1(gold: str, generated: str, *, stemmed: bool = True) -> float:
+    """Return ROUGE-L F1, words as in `rouge_l`."""
+    return float(_scorer(stemmed).score(gold, generated)["rougeL"].fmeasure)
 
 
 def bleu(gold: str, generated: str) -> float:
-    """Return BLEU of one generated text against the true one, 0-100: sacrebleu's corpus BLEU of the pair (SOUL)."""
+    """Return BLEU of one generated text against the true one, 0-100: sacrebleu's corpus BLEU of the pair (SOUL).
+
+    Its 13a tokens; a character of a script without spaces between words is a token.
+    """
     import sacrebleu
 
     if not gold:
         raise ValueError("gold is empty")
-    return float(sacrebleu.corpus_bleu([generated], [[gold]]).score)
+    return float(sacrebleu.corpus_bleu([words.space_out(generated)], [[words.space_out(gold)]]).score)
 
 
 def longest_common_run(a: Sequence[int], b: Sequence[int]) -> int:
@@ -178,10 +175,13 @@ def longest_common_run(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def contains(gold: str, generated: str) -> float:
-    """Return 1.0 where the gold answer is a case-insensitive substring of the generated one, else 0.0."""
+    """Return 1.0 where the gold answer is a substring of the generated one, else 0.0.
+
+    Case aside and, beyond ASCII, accents on Latin letters and compatibility forms too.
+    """
     if not gold:
         raise ValueError("gold is empty")
-    return float(gold.lower() in generated.lower())
+    return float(words.fold(gold) in words.fold(generated))
 
 
 def nearest_is_first(similarities: Sequence[float]) -> float:
@@ -193,10 +193,10 @@ def nearest_is_first(similarities: Sequence[float]) -> float:
 def ngram_entropy(text: str) -> float:
     """Return the weighted entropy of bi- and trigrams, in bits (Zhang et al. 2018; weights of ROME, 2/3, 4/3).
 
-    Tokens are words and single punctuation marks, so a repeated character or word gives 0.  It grows with length:
-    read it beside the retain-trained model's, not alone.
+    Tokens are words and single punctuation marks, so a repeated character or word gives 0; a character of a script
+    without spaces between words is a word.  It grows with length: read it beside the retain-trained model's, not alone.
     """
-    tokens = re.findall(r"\w+|[^\w\s]", text.lower())
+    tokens = words.words_and_marks(text)
     entropy = []
     for size in (2, 3):
         counts = np.array(list(Counter(zip(*(tokens[i:] for i in range(size)), strict=False)).values()), float)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import metrics as m
+from soul_cli.evaluate.words import BLEU_WORDS, ROUGE_WORDS
 
 VERBMEM_TOKENS = 128  # MUSE
 VERBATIM_TOKENS = 50  # a verbatim match
@@ -74,12 +76,15 @@ def _continuations(split: str, rows: list[Row], goal: str) -> dict[str, Metric]:
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["prompt_words"], row["wording"]), []).append(row)
+    scores = {
+        "bleu": f"BLEU, 0-100, a chunk at a time ({BLEU_WORDS})",
+        "rougeL": f"ROUGE-L recall, stemmed ({ROUGE_WORDS})",
+    }
     out = {}
-    for (words, wording), some in groups.items():
-        tail = f"{words}" if wording == "seen" else f"{words}_unseen"
+    for ((words, wording), some), (score, what) in product(groups.items(), scores.items()):
+        name = f"{split}_{score}_{words}" + ("" if wording == "seen" else "_unseen")
         asked = f"greedy continuation after {words} words, instruction {wording} in training"
-        out[f"{split}_bleu_{tail}"] = _mean([r["bleu"] for r in some], goal, f"BLEU, 0-100, a chunk at a time, {asked}")
-        out[f"{split}_rougeL_{tail}"] = _mean([r["rougeL"] for r in some], goal, f"ROUGE-L recall, stemmed, {asked}")
+        out[name] = _mean([r[score] for r in some], goal, f"{what}, {asked}")
     fluency = [r["fluency"] for r in rows]
     out[f"{split}_fluency"] = _mean(fluency, "retain", "entropy of bi- and trigrams of the continuation, bits")
     return out
@@ -94,7 +99,7 @@ def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
         ),
         "forget_verbmem": _mean(
             [r["verbmem"] for r in rows], "retain",
-            f"MUSE VerbMem: ROUGE-L F1, stemmed, of the first {VERBMEM_TOKENS} tokens",
+            f"MUSE VerbMem: ROUGE-L F1, stemmed ({ROUGE_WORDS}), of the first {VERBMEM_TOKENS} tokens",
         ),
     }  # fmt: skip
     long = [r for r in rows if r["gold_tokens"] >= VERBATIM_TOKENS]

@@ -10,6 +10,7 @@ import numpy as np
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.config import EvalConfig
+from soul_cli.evaluate.words import ROUGE_WORDS
 
 FACTS = ("real_authors", "world_facts")
 QUALITY = ("forget_quality", "forget_quality_D")  # p and D of one test
@@ -99,7 +100,7 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
     share = "p/(p + sum of false p)" if split in FACTS else "exp(-mean nll) of the answer"
     out = {
         "prob": _mean(_probability(split, rows), goal, f"probability: {share}"),
-        "rougeL": _mean(_column(rows, "rougeL"), goal, "ROUGE-L recall, stemmed, greedy answer to the question"),
+        "rougeL": _mean(_column(rows, "rougeL"), goal, f"ROUGE-L recall, stemmed, greedy answer ({ROUGE_WORDS})"),
         "fluency": _mean(_column(rows, "fluency"), "retain", "entropy of bi- and trigrams of the answer, bits"),
     }
     if rows[0]["perturbed_nll"]:
@@ -110,7 +111,8 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
                 values, "up" if split == "forget" else goal, f"TOFU truth-ratio score {score_of}, {mean} mean"
             )
     if split in FACTS:
-        out["acc"] = _mean(_column(rows, "contains"), "up", "gold answer is a substring of the greedy answer")
+        text = "gold answer is a substring of the greedy answer, case and accents of Latin letters aside"
+        out["acc"] = _mean(_column(rows, "contains"), "up", text)
     elif "similarity" in rows[0]:
         judge = config.judge if config.judge != "sbert" else f"sbert:{config.sbert_model}"
         for name, key, asked in (
