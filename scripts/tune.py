@@ -88,7 +88,7 @@ def write(task: str) -> None:
         models = RunFolder(file.parent).models()
         numbers = {k: models["this_run"][k].value for k in SHOWN[task]}
         if task == "tofu":
-            numbers["D"] = models["this_run"]["forget_quality"].extra["D"]
+            numbers["D"] = models["this_run"]["forget_quality_D"].value
         score = TASKS[task].selection_score(models)
         rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score, **numbers})
     rows.sort(key=lambda r: (r["method"], r["optim"], -r["score"]))

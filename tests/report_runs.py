@@ -18,10 +18,9 @@ RETAIN = {"forget_rougeL": 0.2, "retain_rougeL": 0.9, "forget_quality": 1.0, "re
 
 
 def metric(name: str, value: float) -> dict[str, Any]:
-    extra = {"D": 0.25} if name == "forget_quality" else {}
     definition = "judge rougeL; chance 1/6" if name.endswith("acc") else "d"
     goal = GOALS.get(name, "up")
-    return {"value": value, "n": 80, "goal": goal, "definition": definition, "ci95": None, "extra": extra}
+    return {"value": value, "n": 80, "goal": goal, "definition": definition, "ci95": None}
 
 
 def row(split: str, index: int, answer: str, wrong: float = 2.0) -> dict[str, Any]:

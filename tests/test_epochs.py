@@ -16,7 +16,7 @@ from soul_cli.core.files import read_lines, write_text
 from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
-from soul_cli.evaluate.metrics import kept, nearness
+from soul_cli.evaluate.metrics import nearness, retention
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.epochs import chosen
@@ -85,26 +85,26 @@ def test_resumed_training_sees_the_same_weights_between_epochs(tiny_lm: MakeLM, 
 # --- the rule ----------------------------------------------------------------------------------------------
 
 
-def test_kept_and_nearness_by_hand() -> None:
-    assert (kept(0.4, 0.8), kept(0.9, 0.8), kept(0.0, 0.0)) == (0.5, 1.0, 1.0)
+def test_retention_and_nearness_by_hand() -> None:
+    assert (retention(0.4, 0.8), retention(0.9, 0.8), retention(0.0, 0.0)) == (0.5, 1.0, 1.0)
     # floor 0.2, original 1: half-way down, there, half-way below, nothing, no change
     assert [nearness(x, 0.2, 1.0) for x in (0.6, 0.2, 0.1, 0.0, 1.0)] == pytest.approx([0.5, 1, 0.5, 0, 0])
     assert (nearness(0.0, 0.0, 0.0), nearness(0.1, 0.0, 0.0)) == (1.0, 0.0)
 
 
 def models(**columns: tuple[float, float, float]) -> dict[str, dict[str, Metric]]:
-    """metric=(original, retain-trained, this run); D is that of forget_quality."""
+    """metric=(original, retain-trained, this run)."""
     out: dict[str, dict[str, Metric]] = {"original": {}, "retain_trained": {}, "this_run": {}}
     for name, values in columns.items():
         for some, x in zip(out.values(), values, strict=True):
-            some[name] = Metric(x, 1, "", "", extra={"D": x} if name == "forget_quality" else {})
+            some[name] = Metric(x, 1, "", "")
     return out
 
 
 def test_tofu_score_by_hand() -> None:
     some = models(
         retain_rougeL=(1, 1, 0.5), real_authors_acc=(0.5, 0.5, 0.5), world_facts_acc=(0.5, 0.5, 0.25),
-        forget_quality=(0.9, 0, 0.4), forget_rougeL=(1, 0.2, 0.6),
+        forget_quality_D=(0.9, 0, 0.4), forget_rougeL=(1, 0.2, 0.6),
     )  # fmt: skip
     assert tofu_metrics.selection_score(some) == pytest.approx(4 / (1 / 0.5 + 1 / 0.75 + 1 / 0.6 + 1 / 0.5))
     with pytest.raises(KeyError, match="retain_trained"):

@@ -141,16 +141,17 @@ class RunFolder:
         self,
         key: str,
         config: dict[str, Any],
+        title: str,
         models: dict[str, dict[str, Metric]],
         absent: dict[str, dict[str, str]],
         cost: dict[str, dict[str, Any]],
         headline: list[str],
     ) -> None:
-        """Write metrics.json, the last file of a run."""
+        """Write metrics.json, the last file of a run.  title: the method's name, as tables show it."""
         content = {
             "key": key,
             "task": config["task"]["name"],
-            "method": config["method"]["name"],
+            "method": title,
             "optim": config["optim"]["name"] if "optim" in config else "",
             "seed": config["seed"],
             "target_seed": config["target_seed"],
@@ -173,7 +174,7 @@ class RunFolder:
     def models(self) -> dict[str, dict[str, Metric]]:
         """Return model -> metric -> its value and all else that metrics.json says of it."""
         models = json.loads((self.path / METRICS).read_text())["models"]
-        return {name: {k: Metric(**fields) for k, fields in some.items()} for name, some in models.items()}
+        return {name: read_metrics(some) for name, some in models.items()}
 
 
 def rows_file(model: str) -> str:
@@ -206,3 +207,17 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def read_metrics(plain: dict[str, dict[str, Any]]) -> dict[str, Metric]:
+    """Return one model's metrics as metrics.json or, with numbers alone, epochs.jsonl has them.
+
+    In files of version 0.1 the KS distance is no metric but stands in the `extra` of forget_quality.
+    """
+    out = {}
+    for name, m in plain.items():
+        ci95 = tuple(m["ci95"]) if m.get("ci95") else None
+        out[name] = Metric(m["value"], m["n"], m.get("goal", ""), m.get("definition", ""), ci95)
+        if name == "forget_quality" and "D" in m.get("extra", {}):
+            out["forget_quality_D"] = Metric(m["extra"]["D"], m["n"], "down", "D of the KS test behind forget_quality")
+    return out

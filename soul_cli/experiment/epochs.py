@@ -148,4 +148,4 @@ def chosen(lines: list[Line]) -> Line:
 
 def values(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
     """Numbers alone; directions and definitions are those of metrics.json."""
-    return {k: {"value": m.value, "n": m.n, "ci95": m.ci95, "extra": m.extra} for k, m in metrics.items()}
+    return {k: {"value": m.value, "n": m.n, "ci95": m.ci95} for k, m in metrics.items()}

@@ -1,11 +1,16 @@
-"""What a task's report shows, and in which order: the one place to touch for a new task, method or optimizer."""
+"""What a task's report shows, and in which order: the one place to touch for a new task.
+
+Methods and optimizers stand in the order of their registries.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo", "iu")
-OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
+from soul_cli.core.run_folder import NAMES
+from soul_cli.objective.methods import METHODS
+from soul_cli.optim.build import OPTIMS
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ WORDS = (20, 60, 100, 300)  # prompt lengths of the copyright task: the embedded
 
 
 def _continued(split: str, tail: str = "", paper: bool = False) -> tuple[Column, ...]:
-    """BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
+    """Return BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
     out = []
     for words in WORDS:
         for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L")):
@@ -164,7 +169,7 @@ LAYOUTS = {
 
 
 def layout_of(task: str, headline: list[str]) -> Layout:
-    """The task's layout, and under a last heading the metrics of its short table that the layout does not know.
+    """Return the task's layout, and under a last heading the metrics of its short table that the layout does not know.
 
     For a task without a layout that is all of them, and the trade-off is of the first forget and retain metric.
     """
@@ -178,10 +183,12 @@ def layout_of(task: str, headline: list[str]) -> Layout:
     return Layout((Group(task, "", tuple(Column(m, m) for m in headline)), COST), ((forget, keep),))
 
 
-def rank(method: str, optim: str) -> tuple[int, int]:
-    """Sorting key of a row: original, retain-trained, then methods and optimizers in the paper's order."""
-    methods = ("original", "retain-trained", *METHODS)
-    return (
-        methods.index(method) if method in methods else len(methods),
-        OPTIMS.index(optim) if optim in OPTIMS else (len(OPTIMS) if optim else -1),
-    )
+def rank(method: str, optim: str) -> tuple[int, str, int, str]:
+    """Return the sorting key of a row: original, retain-trained, then methods and optimizers as `place` has them."""
+    return *place(method, (*NAMES.values(), *METHODS)), *place(optim, ("", *OPTIMS))
+
+
+def place(name: str, registry: Iterable[str]) -> tuple[int, str]:
+    """Return the sorting key of a name: as the registry has it; behind, by name, those of other versions."""
+    known = list(registry)
+    return (known.index(name), "") if name in known else (len(known), name)

@@ -10,7 +10,7 @@ from soul_cli.report.tables import BEST, LEGEND, SECOND, Cell, Grid, Head, Line,
 
 
 def markdown(grid: Grid) -> str:
-    """Caption, table, notes.  The group stands above its first column's title, in the same cell."""
+    """Return caption, table, notes.  The group stands above its first column's title, in the same cell."""
     starts = _starts(grid)
     titles = [f"{md(h.title)} {h.arrow}".strip() for h in grid.heads]
     heads = [f"{md(starts.get(i, '')) or '&nbsp;'}<br>{t}" for i, t in enumerate(titles)]
@@ -23,7 +23,7 @@ def markdown(grid: Grid) -> str:
 
 
 def _starts(grid: Grid) -> dict[int, str]:
-    """First column of each group -> its title."""
+    """Return the first column of each group -> its title."""
     out, at = {}, 0
     for title, span in grid.groups:
         out[at] = title
@@ -39,7 +39,7 @@ def _md_cell(cell: Cell | None) -> str:
 
 
 def md(text: str) -> str:
-    """Text that Markdown shows as it is, in one line: no markup, no HTML, no table bars."""
+    """Return text that Markdown shows as it is, in one line: no markup, no HTML, no table bars."""
     one = " ".join(text.split())
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one, quote=False))
 
@@ -59,7 +59,7 @@ ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308":
 
 
 def tex(text: str) -> str:
-    """Text that pdflatex sets as it is, with its default fonts; what they do not have is shown as [U+4E2D]."""
+    """Return text that pdflatex sets as it is, with its default fonts; what they do not have is shown as [U+4E2D]."""
     return "".join(map(_tex_char, " ".join(text.split())))
 
 
@@ -75,7 +75,7 @@ def _tex_char(char: str) -> str:
 
 
 def latex(grids: list[Grid]) -> str:
-    """A document that compiles by itself; each table environment can be copied out of it."""
+    """Return a document that compiles by itself; each table environment can be copied out of it."""
     tables = "\n".join(map(_tex_table, grids))
     return (
         "\\documentclass{article}\n\\usepackage[landscape,margin=15mm]{geometry}\n"

@@ -12,24 +12,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from soul_cli.core.files import read_lines
-from soul_cli.core.run_folder import NAMES, rows_file
+from soul_cli.core.run_folder import NAMES, read_metrics, rows_file
 from soul_cli.core.screen import console, say
-from soul_cli.core.types import Row
+from soul_cli.core.types import Metric, Row
 
 ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}
 
 
-def number(metric: dict[str, Any] | None) -> str:
+def number(metric: Metric | None) -> str:
     if metric is None:
         return "-"
-    value = metric["value"]
+    value = metric.value
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
 
 def show(folder: Path) -> None:
     """Print the table of a finished run and three answers side by side."""
     content = json.loads((folder / "metrics.json").read_text())
-    models = content["models"]
+    models = {name: read_metrics(some) for name, some in content["models"].items()}
     seed = f"seed {content['seed']}" if (folder / "train.jsonl").is_file() else ""
     title = " · ".join(filter(None, [content["task"], content["method"], content["optim"], seed]))
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
@@ -42,9 +42,8 @@ def show(folder: Path) -> None:
         if key not in last:
             continue
         m = last[key]
-        ci = f"{m['ci95'][0]:.3f} … {m['ci95'][1]:.3f}" if m["ci95"] else ""
-        note = f"D {m['extra']['D']:.3f}, n {m['n']}" if "D" in m["extra"] else ci
-        table.add_row(f"{key} {ARROWS[m['goal']]}", *(number(some.get(key)) for some in models.values()), note)
+        interval = f"{m.ci95[0]:.3f} … {m.ci95[1]:.3f}" if m.ci95 else ""
+        table.add_row(f"{key} {ARROWS[m.goal]}", *(number(some.get(key)) for some in models.values()), interval)
     console.print(table)
     say("↑ higher is better; →R nearest to the retain-trained model (column retain) is best.")
     say("Intervals: bootstrap over the questions of the last column (lm-eval: 1.96 standard errors).")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import metrics as m
+from soul_cli.evaluate.words import BLEU_WORDS, ROUGE_WORDS
 
 VERBMEM_TOKENS = 128  # MUSE
 VERBATIM_TOKENS = 50  # a verbatim match
@@ -18,7 +20,7 @@ Absent = dict[str, str]  # metric -> why it is not there
 
 
 def headline(prompt_words: list[int]) -> list[str]:
-    """Metrics of the printed table, in order."""
+    """Return the metrics of the printed table, in order."""
     out = [f"forget_{metric}_{words}" for words in prompt_words for metric in ("bleu", "rougeL")]
     out += [f"forget_{metric}_{words}_unseen" for words in prompt_words for metric in ("bleu", "rougeL")]
     out += ["forget_verbatim_longest", "forget_verbatim_50", "forget_verbmem", "forget_fluency"]
@@ -27,7 +29,7 @@ def headline(prompt_words: list[int]) -> list[str]:
 
 
 def summarise(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
-    """All metrics of one model.  The floor to compare the forget metrics with is the retain-trained model's row."""
+    """Return all metrics of one model, and why others are absent."""
     splits: dict[str, list[Row]] = {}
     for row in rows:
         splits.setdefault(row["split"], []).append(row)
@@ -49,16 +51,16 @@ def summarise(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
 
 
 def selection_score(models: dict[str, dict[str, Metric]]) -> float:
-    """Harmonic mean of: ROUGE-L kept on the retain books after the shortest prompt; held-out perplexity kept (both
-    relative to the original model); nearness of the forget ROUGE-L to the retain-trained model's, from either side, at
-    each prompt length.  1: it forgot like the retain-trained model and kept everything else.
+    """Score by the harmonic mean of: ROUGE-L kept on the retain books after the shortest prompt; held-out perplexity
+    kept (both relative to the original model); nearness of the forget ROUGE-L to the retain-trained model's, from
+    either side, at each prompt length.  1: it forgot like the retain-trained model and kept everything else.
     """
     original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
     lengths = sorted(int(k.split("_")[-1]) for k in now if re.fullmatch(r"forget_rougeL_\d+", k))
     shortest = f"retain_rougeL_{lengths[0]}"
     parts = [
-        m.kept(now[shortest].value, original[shortest].value),
-        m.kept(original["heldout_ppl"].value, now["heldout_ppl"].value),
+        m.retention(now[shortest].value, original[shortest].value),
+        m.retention(original["heldout_ppl"].value, now["heldout_ppl"].value),
     ]
     for words in lengths:
         parts.append(m.nearness(*(some[f"forget_rougeL_{words}"].value for some in (now, floor, original))))
@@ -70,23 +72,26 @@ def _mean(values: Any, goal: str, definition: str) -> Metric:
 
 
 def _continuations(split: str, rows: list[Row], goal: str) -> dict[str, Metric]:
-    """BLEU and ROUGE-L by prompt length and by wordings seen or not seen in training."""
+    """Return BLEU and ROUGE-L by prompt length and by wordings seen or not seen in training."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["prompt_words"], row["wording"]), []).append(row)
+    scores = {
+        "bleu": f"BLEU, 0-100, a chunk at a time ({BLEU_WORDS})",
+        "rougeL": f"ROUGE-L recall, stemmed ({ROUGE_WORDS})",
+    }
     out = {}
-    for (words, wording), some in groups.items():
-        tail = f"{words}" if wording == "seen" else f"{words}_unseen"
+    for ((words, wording), some), (score, what) in product(groups.items(), scores.items()):
+        name = f"{split}_{score}_{words}" + ("" if wording == "seen" else "_unseen")
         asked = f"greedy continuation after {words} words, instruction {wording} in training"
-        out[f"{split}_bleu_{tail}"] = _mean([r["bleu"] for r in some], goal, f"BLEU, 0-100, a chunk at a time, {asked}")
-        out[f"{split}_rougeL_{tail}"] = _mean([r["rougeL"] for r in some], goal, f"ROUGE-L recall, stemmed, {asked}")
+        out[name] = _mean([r[score] for r in some], goal, f"{what}, {asked}")
     fluency = [r["fluency"] for r in rows]
     out[f"{split}_fluency"] = _mean(fluency, "retain", "entropy of bi- and trigrams of the continuation, bits")
     return out
 
 
 def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
-    """What a rights holder asks for, at the shortest prompt (which leaves the most to recite)."""
+    """Return what a rights holder asks for, at the shortest prompt (which leaves the most to recite)."""
     runs = [r["verbatim_tokens"] for r in rows]
     out = {
         "forget_verbatim_longest": Metric(
@@ -94,7 +99,7 @@ def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
         ),
         "forget_verbmem": _mean(
             [r["verbmem"] for r in rows], "retain",
-            f"MUSE VerbMem: ROUGE-L F1, stemmed, of the first {VERBMEM_TOKENS} tokens",
+            f"MUSE VerbMem: ROUGE-L F1, stemmed ({ROUGE_WORDS}), of the first {VERBMEM_TOKENS} tokens",
         ),
     }  # fmt: skip
     long = [r for r in rows if r["gold_tokens"] >= VERBATIM_TOKENS]
@@ -106,7 +111,7 @@ def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
 
 
 def perplexity(rows: list[Row], goal: str) -> Metric:
-    """exp of the mean nats a token over all chunks; comparable between models of one tokenizer only."""
+    """Return exp of the mean nats a token over all chunks; comparable between models of one tokenizer only."""
     table = np.array([[r["nll_sum"], r["tokens"]] for r in rows], dtype=np.float64)
 
     def of(some: Any) -> float:

@@ -18,12 +18,12 @@ NAMED = {
 
 
 def own_rows(rows: list[Row]) -> list[Row]:
-    """The rows of the task's own splits."""
+    """Return the rows of the task's own splits."""
     return [row for row in rows if row["split"] != SPLIT]
 
 
 def summarise(rows: list[Row]) -> dict[str, Metric]:
-    """Metrics of the rows of lm-eval among `rows`; empty where there are none.  Intervals are 1.96 standard errors."""
+    """Return the metrics of lm-eval's rows among `rows`; with intervals of 1.96 standard errors."""
     general = [row for row in rows if row["split"] == SPLIT]
     out: dict[str, Metric] = {}
     for row in general:
@@ -36,7 +36,7 @@ def summarise(rows: list[Row]) -> dict[str, Metric]:
 
 
 def _zero_shot(rows: list[Row]) -> dict[str, Metric]:
-    """Mean accuracy over those of the eight tasks that ran, each task counting the same (SOUL)."""
+    """Return mean accuracy over those of the eight tasks that ran, each task counting the same (SOUL)."""
     if not rows:
         return {}
     scores = [row["metrics"]["acc"] for row in rows]

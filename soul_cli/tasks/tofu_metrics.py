@@ -10,10 +10,12 @@ import numpy as np
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.config import EvalConfig
+from soul_cli.evaluate.words import ROUGE_WORDS
 
 FACTS = ("real_authors", "world_facts")
+QUALITY = ("forget_quality", "forget_quality_D")  # p and D of one test
 HEADLINE = [  # of the printed table, in order
-    *(f"forget_{x}" for x in ("quality", "quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
+    *QUALITY, *(f"forget_{x}" for x in ("quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
     "forget_extraction_strength", "forget_exact_memorization", "mia", "mia_released", "forget_fluency",
     *(f"{s}_{x}" for s in ("retain", *FACTS) for x in ("acc", "acc_own", "rougeL", "prob", "truth_ratio")),
     "retain_fluency", "holdout_rougeL", "holdout_prob",
@@ -25,7 +27,10 @@ Absent = dict[str, str]  # metric -> why it is not there
 def summarise(
     rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
 ) -> tuple[dict[str, Metric], Absent]:
-    """All metrics of one model.  facts_trained: real authors and world facts are no non-members."""
+    """Return all metrics of one model, and why others are absent.
+
+    facts_trained: real authors and world facts are no non-members.
+    """
     splits: dict[str, list[Row]] = {}
     for row in rows:
         splits.setdefault(row["split"], []).append(row)
@@ -45,17 +50,17 @@ def summarise(
 
 
 def selection_score(models: dict[str, dict[str, Metric]]) -> float:
-    """Harmonic mean of: ROUGE-L kept on the retain set; accuracy kept on real authors and world facts (both relative
-    to the original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the retain-trained
-    model's, from either side.  1: it forgot like the retain-trained model and kept everything else.
+    """Score by the harmonic mean of: ROUGE-L kept on the retain set; accuracy kept on real authors and world facts
+    (both relative to the original model); 1 - D of the forget-quality test; nearness of the forget ROUGE-L to the
+    retain-trained model's, from either side.  1: it forgot like the retain-trained model and kept everything else.
     """
     original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
     facts = [sum(some[f"{s}_acc"].value for s in FACTS) for some in (now, original)]
     forget = [some["forget_rougeL"].value for some in (now, floor, original)]
     parts = [
-        m.kept(now["retain_rougeL"].value, original["retain_rougeL"].value),
-        m.kept(*facts),
-        1 - now["forget_quality"].extra["D"],
+        m.retention(now["retain_rougeL"].value, original["retain_rougeL"].value),
+        m.retention(*facts),
+        1 - now["forget_quality_D"].value,
         m.nearness(*forget),
     ]
     return m.harmonic_mean(parts)
@@ -70,17 +75,17 @@ def _mean(values: Any, goal: str, definition: str) -> Metric:
 
 
 def _right(rows: list[Row]) -> Any:
-    """nll of the true statement: the paraphrase where there is one, else the answer itself."""
+    """Return nll of the true statement: the paraphrase where there is one, else the answer itself."""
     return _column(rows, "paraphrased_nll" if "paraphrased_nll" in rows[0] else "nll")
 
 
 def ratio(rows: list[Row], mean: str) -> Any:
-    """Truth ratio on the original question, as in TOFU (N,)."""
+    """Return the truth ratio on the original question, as in TOFU (N,)."""
     return m.truth_ratio(_right(rows), _column(rows, "perturbed_nll"), mean=mean)
 
 
 def _truth_score(split: str, values: Any) -> Any:
-    """TOFU's score in [0, 1]: forget min(R, 1/R), elsewhere max(0, 1 - R).  1 is best for the split's purpose."""
+    """Return TOFU's score in [0, 1]: forget min(R, 1/R), elsewhere max(0, 1 - R); 1 is best for the split."""
     return np.minimum(values, 1 / values) if split == "forget" else np.maximum(0, 1 - values)
 
 
@@ -95,7 +100,7 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
     share = "p/(p + sum of false p)" if split in FACTS else "exp(-mean nll) of the answer"
     out = {
         "prob": _mean(_probability(split, rows), goal, f"probability: {share}"),
-        "rougeL": _mean(_column(rows, "rougeL"), goal, "ROUGE-L recall, stemmed, greedy answer to the question"),
+        "rougeL": _mean(_column(rows, "rougeL"), goal, f"ROUGE-L recall, stemmed, greedy answer ({ROUGE_WORDS})"),
         "fluency": _mean(_column(rows, "fluency"), "retain", "entropy of bi- and trigrams of the answer, bits"),
     }
     if rows[0]["perturbed_nll"]:
@@ -106,7 +111,8 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
                 values, "up" if split == "forget" else goal, f"TOFU truth-ratio score {score_of}, {mean} mean"
             )
     if split in FACTS:
-        out["acc"] = _mean(_column(rows, "contains"), "up", "gold answer is a substring of the greedy answer")
+        text = "gold answer is a substring of the greedy answer, case and accents of Latin letters aside"
+        out["acc"] = _mean(_column(rows, "contains"), "up", text)
     elif "similarity" in rows[0]:
         judge = config.judge if config.judge != "sbert" else f"sbert:{config.sbert_model}"
         for name, key, asked in (
@@ -131,7 +137,7 @@ def _memorisation(rows: list[Row]) -> dict[str, Metric]:
 
 
 def _utility(splits: dict[str, list[Row]]) -> dict[str, Metric]:
-    """TOFU's model utility (harmonic mean of nine) in both truth-ratio means; SOUL's utility (mean accuracy)."""
+    """Return TOFU's model utility (harmonic mean of nine) in both truth-ratio means; SOUL's utility (mean accuracy)."""
     kept = ("retain", *FACTS)
     out = {}
     for mean, name in (("geometric", "model_utility"), ("arithmetic", "model_utility_arithmetic")):
@@ -180,25 +186,23 @@ def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None)
                 _column(rows, "asked_paraphrased_nll"), _column(rows, "asked_perturbed_nll"), mean="arithmetic"
             )
 
-        p, distance = m.ks_test(asked(forget), asked(splits["retain"]))
+        p, _ = m.ks_test(asked(forget), asked(splits["retain"]))
         out["forget_quality_soul"] = Metric(
             1 - p, len(forget), "up",
-            "SOUL: 1 - p of the KS test, arithmetic R of forget against retain set of this model; "
-            "1 for a retain-trained and for a destroyed model alike",
-            extra={"D": distance, "n_retain": len(splits["retain"])},
+            f"SOUL: 1 - p of the KS test, arithmetic R of forget against {len(splits['retain'])} questions of the "
+            "retain set, this model; 1 for a retain-trained and for a destroyed model alike",
         )  # fmt: skip
     if retain_rows is None:
-        return out, {"forget_quality": "no retain-trained model to compare with"}
+        return out, dict.fromkeys(QUALITY, "no retain-trained model to compare with")
     reference = [r for r in retain_rows if r["split"] == "forget"]
     if [r["question"] for r in reference] != [r["question"] for r in forget]:
         raise UserError("the retain-trained model's rows are of other forget questions than this run's")
     p, distance = m.ks_test(ratio(forget, "geometric"), ratio(reference, "geometric"))
-    out["forget_quality"] = Metric(
-        p, len(forget), "up",
-        "TOFU: p of the KS test, geometric R on the forget set, this model against the retain-trained one",
-        extra={"D": distance, "n_retain": len(reference)},
-    )  # fmt: skip
-    return out, {}
+    of = f"geometric R on the forget set, this model against the retain-trained one ({len(reference)} questions)"
+    return out | {
+        "forget_quality": Metric(p, len(forget), "up", f"TOFU: p of the KS test, {of}"),
+        "forget_quality_D": Metric(distance, len(forget), "down", f"D of the KS test, {of}; 0: the same distribution"),
+    }, {}
 
 
 def _membership(

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from soul_cli.report.figures.costs import cost
-from soul_cli.report.figures.curves import epochs
-from soul_cli.report.figures.plots import Source, ecdf, steps, tradeoff
+from soul_cli.report.figures.curves import epochs, steps
+from soul_cli.report.figures.distributions import ecdf
+from soul_cli.report.figures.source import Source
+from soul_cli.report.figures.tradeoff import tradeoff
 
 FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
     "tradeoff": (
