@@ -7,7 +7,6 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli.core import cost
@@ -19,6 +18,7 @@ from soul_cli.core.screen import Bar, bar, say
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
+from soul_cli.evaluate.judges import make_judge
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
 from soul_cli.experiment.header import describe, what
@@ -33,7 +33,6 @@ OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epoc
 
 def run(config: RunConfig) -> Path:
     """Run (or find finished) one experiment; returns its folder.  On several processes all of them call it."""
-    check_trackers(config.trackers)
     accelerator = start(config.trackers)
     data = once(lambda: config.task.load(config.cache))
     pipe = Pipeline(config, data, Cache(config.cache, say), accelerator)
@@ -55,19 +54,11 @@ def run(config: RunConfig) -> Path:
             say(f"finished before ({folder}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
+            make_judge(config.eval.judge, config.eval.sbert_model)
             say(describe(config, data, pipe, folder))
             _run(pipe, folder, key)
         once(lambda: _tidy(folder))
     return folder
-
-
-def check_trackers(names: list[str]) -> None:
-    available = [str(t) for t in get_available_trackers()]
-    unknown = [n for n in names if n not in available]
-    if unknown:
-        raise UserError(
-            f"trackers={unknown}: not installed or not known to Accelerate; installed: {available or 'none'}"
-        )
 
 
 def run_folder(config: RunConfig, key: str) -> Path:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli.core import cost
+from soul_cli.core import cost, interrupt
 from soul_cli.core.distributed import local, norm, rank, shard, total_gradients, total_numbers, world
 from soul_cli.core.files import read_json
 from soul_cli.core.types import Batch, Prompted, UserError
@@ -259,6 +259,7 @@ class Trainer:
 
     # --- the run -------------------------------------------------------------------------------------------
 
+    @interrupt.deferred()
     def train(
         self,
         work: Path,
@@ -269,13 +270,13 @@ class Trainer:
 
         after_epoch: called in eval mode with 0 before the first step and with the number of each epoch after its last,
         before any checkpoint of a later step.  A run that goes on calls it again for the epochs that its checkpoint has
-        not left behind.
+        not left behind.  A signal ends the run after a step, whose state is kept.
         """
         checkpoint.keep_start(work, self.params)
         records = self._resume(work)
         taken, index = len(records), 0
         if not taken:
-            self._between(0, after_epoch)
+            self._between(0, after_epoch, work, records)
         for epoch, plan in enumerate(self.plans):
             rows = self.data.forget(epoch) if self.data.forget and self.method.uses_forget else []
             for step in plan:
@@ -306,11 +307,14 @@ class Trainer:
                         }
                     )
                     progress(index + 1, self.total, records[-1])
-                    if (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
+                    stop = interrupt.requested()
+                    if stop or (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
                         self._save(work, records)
+                    if stop:
+                        raise interrupt.Stopped(stop, f"after step {index + 1} of {self.total}")
                 index += 1
             if index >= taken:
-                self._between(epoch + 1, after_epoch)
+                self._between(epoch + 1, after_epoch, work, records)
         self.model.eval()
         states = (t for phase in self.phases for state in phase.optimizer.state.values() for t in state.values())
         cost.count(
@@ -319,11 +323,21 @@ class Trainer:
         )
         return records
 
-    def _between(self, epoch: int, act: Callable[[int], None] | None) -> None:
-        if act is not None:
-            self.model.eval()
-            act(epoch)
-            self.model.train()
+    def _between(
+        self, epoch: int, act: Callable[[int], None] | None, work: Path, records: list[dict[str, Any]]
+    ) -> None:
+        """Call `act`.  A signal ends it at once, and the state is kept; several processes go on to the next step."""
+        if act is None:
+            return
+        self.model.eval()
+        try:
+            with interrupt.deferred(world() > 1):
+                act(epoch)
+        except interrupt.Stopped:
+            if records:
+                self._save(work, records)
+            raise
+        self.model.train()
 
     def _displacement(self, work: Path) -> float:
         """‖Δθ‖ of the masters since the start of the run.
