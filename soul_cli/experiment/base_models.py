@@ -16,6 +16,8 @@ from soul_cli.models.load import Architecture, untrained
 from soul_cli.optim.build import AdamW, Muon
 from soul_cli.train.config import TrainConfig
 
+SMALLEST = 256 + 3  # vocabulary of a byte-level BPE: the bytes, BOS, EOS and PAD
+
 
 @dataclass
 class Recipe:
@@ -50,6 +52,8 @@ class Model:
             raise UserError(f"model.template={self.template!r}: must be one of {', '.join([*TEMPLATES, CHAT])}")
         if self.dtype not in ("float32", "bfloat16", "float64"):
             raise UserError(f"model.dtype={self.dtype!r}: must be float32, bfloat16 or float64")
+        if self.max_length < 2:
+            raise UserError(f"model.max_length={self.max_length}: must be 2 or more")
 
 
 @dataclass
@@ -84,13 +88,24 @@ class EmbeddedModel(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for key in ("hidden", "layers", "heads"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be 1 or more")
+        for key in ("style_authors", "fact_repeats"):
+            if getattr(self, key) < 0:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be 0 or more")
+        if self.vocab < SMALLEST:
+            raise UserError(f"model.vocab={self.vocab}: must be {SMALLEST} or more, the bytes and three special tokens")
         if self.hidden % (2 * self.heads):
-            raise UserError(f"model.hidden={self.hidden}: must be a multiple of 2 * model.heads ({2 * self.heads})")
+            raise UserError(
+                f"model.hidden={self.hidden}: must be a multiple of {2 * self.heads}, that is 2 * model.heads: "
+                f"each of the {self.heads} heads has as many dimensions, an even number (rotary positions turn pairs)"
+            )
 
     @property
     def inner(self) -> int:
         """Width of the MLP."""
-        return self.hidden * 8 // 3 // 16 * 16
+        return max(16, self.hidden * 8 // 3 // 16 * 16)
 
     @property
     def architecture(self) -> Architecture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli.core import cost
@@ -16,6 +15,7 @@ from soul_cli.core.screen import Bar, bar, say
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
+from soul_cli.evaluate.judges import make_judge
 from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
@@ -30,7 +30,6 @@ from soul_cli.train import checkpoint
 
 def run(config: RunConfig) -> Path:
     """Run (or find finished) one experiment; returns its folder.  On several processes all of them call it."""
-    check_trackers(config.trackers)
     accelerator = start(config.trackers)
     data = once(lambda: config.task.load(config.cache))
     context = Context(config, data, Cache(config.cache, say), accelerator)
@@ -51,21 +50,13 @@ def run(config: RunConfig) -> Path:
             say(f"finished before ({folder.path}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
+            make_judge(config.eval.judge, config.eval.sbert_model)
             if config.problem is not None:
                 unlearning.check_layers(config.problem, lm_config_of(config).num_hidden_layers)
             say(describe(context, folder.path))
             _run(context, folder, key)
         folder.tidy()
     return folder.path
-
-
-def check_trackers(names: list[str]) -> None:
-    available = [str(t) for t in get_available_trackers()]
-    unknown = [n for n in names if n not in available]
-    if unknown:
-        raise UserError(
-            f"trackers={unknown}: not installed or not known to Accelerate; installed: {available or 'none'}"
-        )
 
 
 def place(config: RunConfig, key: str) -> Path:

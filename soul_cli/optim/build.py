@@ -49,8 +49,8 @@ class Optim:
         return None
 
     def __post_init__(self) -> None:
-        for key in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, key) < float("inf"):
+        for key in ("lr", "weight_decay", "eps"):
+            if not 0 <= getattr(self, key, 0) < float("inf"):
                 raise UserError(f"optim.{key}={getattr(self, key)}: must be 0 or more")
         for key in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, key, 0.5) < 1:
@@ -122,6 +122,13 @@ class SoulReleasedConfig(Optim):
     beta2: float
     rho: float
     bs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rho < float("inf"):
+            raise UserError(f"optim.rho={self.rho}: must be above 0")
+        if self.bs < 1:
+            raise UserError(f"optim.bs={self.bs}: must be 1 or more")
 
     def build(self, groups: Groups) -> Optimizer:
         return SoulReleased(

@@ -11,12 +11,9 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from omegaconf import OmegaConf
 
 from soul_cli.core.distributed import Parallel
-from soul_cli.core.files import CONFIGS
-from soul_cli.core.types import UserError
-from soul_cli.experiment.config import RunConfig
+from soul_cli.experiment.config import RunConfig, gpus
 from soul_cli.models.adapters import LoRA
 from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
 from soul_cli.planning.stages import Stage, architecture, flops, padded, stages
@@ -126,8 +123,6 @@ def setting_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[in
 def outlook(config: RunConfig) -> str:
     """The whole plan, as text."""
     table = gpus()
-    if config.gpu is not None and config.gpu not in table:
-        raise UserError(f"gpu={config.gpu}: must be one of {', '.join(table)}, or null for all of them")
     planner = Planner(config)
     needs = planner.needs(planner.how)
     if not needs:
@@ -150,10 +145,6 @@ def outlook(config: RunConfig) -> str:
         texts = [str(how) for how in found if not how.sharded or how.gpus == fewest]
         lines += ["It would fit with", *(f"  {text}" for text in texts or ["none of the options of this plan"])]
     return "\n".join(lines)
-
-
-def gpus() -> dict[str, dict[str, float]]:
-    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "gpus.yml"))  # type: ignore[return-value]
 
 
 def _table(planner: Planner, needs: list[Need]) -> Iterator[str]:

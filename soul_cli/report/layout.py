@@ -189,6 +189,10 @@ def rank(method: str, optim: str) -> tuple[int, str, int, str]:
 
 
 def place(name: str, registry: Iterable[str]) -> tuple[int, str]:
-    """Return the sorting key of a name: as the registry has it; behind, by name, those of other versions."""
+    """Return the sorting key of a name: as the registry has it; behind, by name, those of other versions.
+
+    A method with other terms than usual (npo+kl) stands behind the usual one.
+    """
     known = list(registry)
-    return (known.index(name), "") if name in known else (len(known), name)
+    first, *others = name.split("+")
+    return (known.index(first), "+".join(others)) if first in known else (len(known), name)

@@ -38,7 +38,7 @@ class TrainConfig:
             raise UserError(f"train.precision={self.precision!r}: must be bf16 or no")
         if not 0 <= self.warmup < 1:
             raise UserError(f"train.warmup={self.warmup}: must be in [0, 1)")
-        if self.clip < 0:
+        if not self.clip >= 0:
             raise UserError(f"train.clip={self.clip}: must be 0 (off) or more")
 
     @property

@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_cli.core import cost
-from soul_cli.core.distributed import local, norm, rank, shard
+from soul_cli.core import cost, interrupt
+from soul_cli.core.distributed import local, norm, rank, shard, world
 from soul_cli.core.files import read_json
 from soul_cli.core.types import UserError
 from soul_cli.data.batches import Step, plan_epoch
@@ -199,6 +199,7 @@ class Trainer:
 
     # --- the run -------------------------------------------------------------------------------------------
 
+    @interrupt.deferred()
     def train(
         self, work: Path, progress: Progress, after_epoch: Callable[[int], None] | None = None
     ) -> list[dict[str, Any]]:
@@ -206,19 +207,19 @@ class Trainer:
 
         after_epoch: called in eval mode with 0 before the first step and with the number of each epoch after its last,
         before any checkpoint of a later step.  A run that goes on calls it again for the epochs that its checkpoint has
-        not left behind.
+        not left behind.  A signal ends the run after a step, whose state is kept.
         """
         checkpoint.keep_start(work, self.params)
         records = self._resume(work)
         resumed, first = len(records), 0  # steps of the checkpoint, and before the epoch
         if not resumed:
-            self._between(0, after_epoch)
+            self._between(0, after_epoch, work, records)
         for epoch, plan in enumerate(self.plans):
             if first + len(plan) > resumed:
                 self._epoch(epoch, first, work, records, progress)
             first += len(plan)
             if first >= resumed:
-                self._between(epoch + 1, after_epoch)
+                self._between(epoch + 1, after_epoch, work, records)
         self.model.eval()
         states = (t for phase in self.phases for state in phase.optimizer.state.values() for t in state.values())
         cost.count(
@@ -243,8 +244,11 @@ class Trainer:
                 record["displacement"] = self._displacement(work)
             records.append(record)
             progress(index + 1, self.total, record)
-            if (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
+            stop = interrupt.requested()
+            if stop or (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
                 self._save(work, records)
+            if stop:
+                raise interrupt.Stopped(stop, f"after step {index + 1} of {self.total}")
 
     def _taken(
         self, step: Step, index: int, rows: Mapping[Kinds, Rows], work: Path, records: list[dict[str, Any]]
@@ -257,11 +261,21 @@ class Trainer:
                 self._save(work, records)
             raise NotFiniteError(f"{error}. {self._kept(work)}. Lower optim.lr, or set train.precision=no") from None
 
-    def _between(self, epoch: int, act: Callable[[int], None] | None) -> None:
-        if act is not None:
-            self.model.eval()
-            act(epoch)
-            self.model.train()
+    def _between(
+        self, epoch: int, act: Callable[[int], None] | None, work: Path, records: list[dict[str, Any]]
+    ) -> None:
+        """Call `act`.  A signal ends it at once, and the state is kept; several processes go on to the next step."""
+        if act is None:
+            return
+        self.model.eval()
+        try:
+            with interrupt.deferred(world() > 1):
+                act(epoch)
+        except interrupt.Stopped:
+            if records:
+                self._save(work, records)
+            raise
+        self.model.train()
 
     def _displacement(self, work: Path) -> float:
         """‖Δθ‖ of the masters since the start of the run.

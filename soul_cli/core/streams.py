@@ -1,0 +1,48 @@
+"""Standard output and error: what may be written to them, and what happens where nobody reads it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from contextlib import suppress
+
+UNREAD = 128 + 13  # exit code where nobody reads the output any more, as of a program that SIGPIPE ends
+GRACE = 5.0  # seconds
+CONTROL = {i: f"\\x{i:02x}" for i in (*range(0x20), *range(0x7F, 0xA0)) if chr(i) not in "\n\t"}
+
+
+def prepare_output() -> None:
+    """Let characters that the terminal does not know be replaced instead of ending the run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def close_output() -> bool:
+    """Write out what was printed.  False: nobody reads it any more; then nothing more is said about that."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        return False
+    return True
+
+
+def discard_output() -> None:
+    """Let what is still printed go nowhere, so that Python does not complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_error(text: str) -> None:
+    """Print to stderr.  Most errors befall all processes; the launcher ends the others before they say it again."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(GRACE)
+    with suppress(BrokenPipeError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters as escapes, line ends and tabs aside: a terminal would act on them."""
+    return text.translate(CONTROL)
