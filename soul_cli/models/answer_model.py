@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from soul_cli.core.types import Inputs, UserError
+from soul_cli.core.types import Inputs
+from soul_cli.models.head import Head, body
 from soul_cli.objective.losses import token_logps, wide
 
 STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
@@ -36,25 +37,31 @@ class AnswerModel(nn.Module):
 
     def __init__(self, lm: Any):
         super().__init__()
-        for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(lm.config, key, None):
-                raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
         self.lm = lm
 
     def hidden(self, batch: Inputs) -> Tensor:
         """Return the last hidden states at the answer positions, (T, D)."""
-        states = self.lm.base_model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=batch.mask,
-            use_cache=False,
+        given: dict[str, Tensor] = {}  # what is left out the model makes itself; not every model takes it
+        if batch.position_ids is not None:
+            given["position_ids"] = batch.position_ids
+        if batch.mask is not None:
+            given["attention_mask"] = self._mask(batch.mask)
+        states = self.lm.get_submodule(body(self.lm))(
+            input_ids=batch.input_ids, use_cache=False, **given
         ).last_hidden_state
         return states.flatten(0, 1)[batch.where]
+
+    def _mask(self, mask: Tensor) -> Tensor:
+        """Return a mask, True = may attend, in the form that the model's attention takes: "eager" adds it to scores."""
+        if self.lm.config._attn_implementation != "eager":
+            return mask
+        none = torch.zeros((), dtype=self.lm.dtype, device=mask.device)
+        return torch.where(mask, none, torch.finfo(none.dtype).min)
 
     def forward(self, batch: Inputs, looks: Sequence[Look]) -> list[Tensor]:
         """Return what each look finds, (K,) or (K, k)."""
         hidden = self.hidden(batch)
-        head = self.lm.get_output_embeddings()
+        head = Head(self.lm)
         if len(hidden) * head.out_features <= STANDING:
             logits = wide(head(hidden))
             return [look.of(logits if look.at is None else logits[look.at], *look.columns) for look in looks]
