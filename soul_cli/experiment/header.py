@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more toke
 TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
 
 
-def describe(config: RunConfig, data: TaskData, context: Context, folder: Path) -> str:
-    """The header printed before anything costly happens."""
+def describe(config: RunConfig, data: TaskData, context: Context, folder: Path, notes: Sequence[str]) -> str:
+    """Return the header that is printed before anything costly happens.  notes: what the checks found worth saying."""
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
@@ -33,6 +34,7 @@ def describe(config: RunConfig, data: TaskData, context: Context, folder: Path) 
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
+        *(f"         {note}" for note in notes),
         f"unlearn  {what(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),

@@ -20,6 +20,7 @@ from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
 from soul_cli.experiment import evaluation, models, unlearning
+from soul_cli.experiment.checks import check
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
 from soul_cli.experiment.epochs import BEST, EpochEvaluation
@@ -55,7 +56,8 @@ def run(config: RunConfig) -> Path:
             say(f"finished before ({folder}); force=true runs it again")
         else:
             general.prepare(config.eval.lm_eval)
-            say(describe(config, data, context, folder))
+            notes = check(context)
+            say(describe(config, data, context, folder, notes))
             _run(context, folder, key)
         once(lambda: _tidy(folder))
     return folder

@@ -25,6 +25,11 @@ class ModelRef:
     path: str
     digest: str
 
+    @property
+    def revision(self) -> str:
+        """Return the commit of a model of the hub; for a folder what is of no effect."""
+        return "main" if os.path.isdir(self.path) else self.digest
+
 
 HUB_HELP = (
     "Download it once where there is a network (hf download ID --local-dir FOLDER) and give the folder "
@@ -57,7 +62,7 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bo
     UserError: it cannot be read, or its weights are not those of the architecture.
     """
     kind = getattr(torch, dtype)
-    options: dict[str, Any] = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
+    options: dict[str, Any] = {"revision": ref.revision}
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
@@ -105,11 +110,13 @@ def untrained(config: Any, dtype: str) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
 
 
-def lm_config(path: str, revision: str | None = None) -> Any:
+def lm_config(path: str, revision: str = "main") -> Any:
     """Return the configuration of a causal language model by folder or hub id.
 
     UserError: there is none, or transformers cannot make a model of it that can be trained.
     """
+    folder = Path(path).expanduser()
+    path = str(folder) if folder.is_dir() else path
     try:
         values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
         check_values(path, values)
@@ -133,9 +140,8 @@ def count_parameters(config: Any) -> int:
 
 def load_tokenizer(ref: ModelRef) -> Any:
     """Return the tokenizer of a model."""
-    revision = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
     try:
-        return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, **revision)
+        return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, revision=ref.revision)
     except Exception as error:  # OSError, ValueError, and plain Exception where tokenizer.json is damaged
         raise UserError(f"cannot load the tokenizer of {ref.path!r}: {one_line(error)}") from error
 
