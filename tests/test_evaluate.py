@@ -101,14 +101,19 @@ def expected(lm: Any, eos: int | None, max_total: int = MAX_TOTAL) -> list[list[
     return made
 
 
+def up_to(total: int) -> list[int]:
+    """The room for new tokens where prompt and answer have at most so many."""
+    return [total - len(p) for p in PROMPTS]
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_greedy_is_that_of_transformers(lm: Any, rows: int):
     free = expected(lm, None)
     assert [len(a) for a in free] == [MAX_TOTAL - len(p) for p in PROMPTS]
-    options = {"max_total": MAX_TOTAL, "budget": rows * MAX_TOTAL}
-    assert greedy(lm, PROMPTS, eos=-1, **options) == free
+    options = {"most_new": up_to(MAX_TOTAL), "budget": rows * MAX_TOTAL}
+    assert greedy(lm, PROMPTS, ends=(), **options) == free
     eos = free[0][3]
-    assert greedy(lm, PROMPTS, eos=eos, **options) == expected(lm, eos)
+    assert greedy(lm, PROMPTS, ends={eos}, **options) == expected(lm, eos)
 
 
 def test_greedy_stops_at_every_eos(lm: Any, monkeypatch: pytest.MonkeyPatch):
@@ -118,27 +123,28 @@ def test_greedy_stops_at_every_eos(lm: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DynamicCache, "batch_select_indices", lambda s, i: (kept.append(len(i)), select(s, i)))
     for eos in {t for answer in free for t in answer[:8]}:
         cut = [answer[: answer.index(eos)] if eos in answer else answer for answer in free]
-        assert greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, budget=1000) == cut
+        assert greedy(lm, PROMPTS, ends={eos}, most_new=up_to(MAX_TOTAL), budget=1000) == cut
     assert {1, 2, 3} < set(kept)
 
 
 def test_first_token_is_the_arg_max_after_the_prompt(lm: Any):
     first = [int(lm(torch.tensor([p])).logits[0, -1].argmax()) for p in PROMPTS]
-    room_for_one = [greedy(lm, [p], eos=-1, max_total=len(p) + 1, budget=99)[0] for p in PROMPTS]
+    room_for_one = [greedy(lm, [p], ends=(), most_new=[1], budget=99)[0] for p in PROMPTS]
     assert room_for_one == [[t] for t in first]
-    assert [greedy(lm, [p], eos=t, max_total=20, budget=99) for p, t in zip(PROMPTS, first, strict=True)] == [[[]]] * 8
+    made = [greedy(lm, [p], ends={t}, most_new=[9], budget=99) for p, t in zip(PROMPTS, first, strict=True)]
+    assert made == [[[]]] * 8
 
 
 def test_prompts_without_room_get_no_answer(lm: Any):
     done: list[int] = []
-    made = greedy(lm, PROMPTS, eos=-1, max_total=5, budget=15, progress=done.append)
+    made = greedy(lm, PROMPTS, ends=(), most_new=up_to(5), budget=15, progress=done.append)
     assert [len(m) for m in made] == [max(0, 5 - len(p)) for p in PROMPTS]
     assert [m[:1] for m in made if m] == [a[:1] for a, m in zip(expected(lm, None), made, strict=True) if m]
     assert sum(done) == len(PROMPTS)
     most = [i % 3 for i in range(len(PROMPTS))]
-    made = greedy(lm, PROMPTS, eos=-1, max_total=MAX_TOTAL, most_new=most, budget=15)
+    made = greedy(lm, PROMPTS, ends=(), most_new=most, budget=15)
     assert made == [a[:n] for a, n in zip(expected(lm, None), most, strict=True)]
-    assert greedy(lm, [], eos=2, max_total=9, budget=9) == []
+    assert greedy(lm, [], ends={2}, most_new=[], budget=9) == []
 
 
 def test_what_is_known_to_be_said_is_not_decoded_again(lm: Any, monkeypatch: pytest.MonkeyPatch):
@@ -146,16 +152,17 @@ def test_what_is_known_to_be_said_is_not_decoded_again(lm: Any, monkeypatch: pyt
     free = expected(lm, None)
     eos = free[0][3]
     answers = [[*a[: a.index(eos)], eos] if eos in a else a for a in free]
-    plain = greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, budget=60)
+    options = {"ends": {eos}, "most_new": up_to(MAX_TOTAL), "budget": 60}
+    plain = greedy(lm, PROMPTS, **options)
     for cut in (0, 1, 4, MAX_TOTAL):
-        begun = [tuple(a[: (cut * (i + 1)) // 4]) for i, a in enumerate(answers)]
-        made = greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, begun=begun, budget=60)
-        assert made == plain
+        known = [tuple(a[: (cut * (i + 1)) // 4]) for i, a in enumerate(answers)]
+        assert greedy(lm, PROMPTS, known=known, **options) == plain
     asked: list[int] = []
     monkeypatch.setattr(lm, "forward", lambda *args, **options: asked.append(1))
-    assert greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, begun=[tuple(a) for a in answers], budget=60) == plain
+    whole = [tuple(a) for a in answers]
+    assert greedy(lm, PROMPTS, known=whole, **options) == plain
     assert not asked
-    short = greedy(lm, PROMPTS, eos=eos, max_total=99, most_new=[2] * 8, begun=[tuple(a) for a in answers], budget=60)
+    short = greedy(lm, PROMPTS, ends={eos}, most_new=[2] * 8, known=whole, budget=60)
     assert short == [a[:2] for a in plain]
 
 

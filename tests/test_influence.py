@@ -142,18 +142,28 @@ def test_conjugate_gradient_by_hand():
 class Linear(nn.Module):
     """logits = W x of the prompt's last token, features x fixed, in float64.  W starts at 0."""
 
+    base_model_prefix = "model"
+
     def __init__(self, features: Tensor, vocab: int):
         super().__init__()
-        self.config = SimpleNamespace()
-        self.features = features.double()
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=vocab))
+        self.model = Features(features.double())
         self.head = nn.Linear(features.shape[1], vocab, bias=False).double()
         nn.init.zeros_(self.head.weight)
 
-    def base_model(self, input_ids: Tensor, **_: Any) -> Any:
-        return SimpleNamespace(last_hidden_state=self.features[input_ids])
+    def forward(self, input_ids: Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.model(input_ids).last_hidden_state))
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.head
+
+class Features(nn.Module):
+    """Each token's features, which are not trained."""
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.features = features
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        return SimpleNamespace(last_hidden_state=self.features[input_ids])
 
 
 def test_a_step_by_hand(monkeypatch: pytest.MonkeyPatch):

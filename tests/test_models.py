@@ -42,7 +42,7 @@ def test_some_tokens_at_a_time_are_all_at_once(tiny_lm: Callable[..., Any], monk
     model = AnswerModel(tiny_lm(torch.float64, vocab=VOCAB, spread=0.3))
     expected = step(model)
     seen: list[int] = []
-    model.lm.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(len(logits)))
+    model.lm.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.shape[-2]))
     monkeypatch.setattr(models, "STANDING", rows * VOCAB)
     found, grads, curvature = step(model)
     assert max(seen) == rows

@@ -1,7 +1,8 @@
 """Text to token ids.  The only place that decides which tokens are the answer's.
 
 Prompt and answer are tokenised together, as the model will see them in one text, and cut where the answer's
-characters begin.  The answer ends in EOS, the prompt begins with BOS where the tokenizer adds one.
+characters begin.  The answer ends in EOS, or the token its chat template has for that; the prompt begins with BOS where
+the tokenizer adds one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 from typing import Any, overload
 
 from soul_cli.core.types import QA, Prompted, UserError
-from soul_cli.data.prompts import CHAT, prompt_text
+from soul_cli.data.prompts import CHAT, answer_end, prompt_text
 
 KEPT = 8192  # encoded pairs held in memory
 
@@ -22,18 +23,25 @@ class Encoder:
     def __init__(self, tokenizer: Any, template: str, max_length: int, system: str = ""):
         if not tokenizer.is_fast:
             raise UserError(f"{type(tokenizer).__name__} has no character offsets; use a fast tokenizer")
-        if tokenizer.eos_token_id is None:
+        end = answer_end(template, tokenizer)
+        if end is None:
             raise UserError("the tokenizer has no EOS token: answers could never end")
-        self.tokenizer, self.template, self.system = tokenizer, template, system
+        self.tokenizer, self.template, self.system, self.end = tokenizer, template, system, end
         self.max_length = max_length
         # a chat template writes its own BOS
         begins = tokenizer("").input_ids[:1] if tokenizer.bos_token_id is not None else []
         self.bos = tuple(begins) if template != CHAT and begins == [tokenizer.bos_token_id] else ()
+        # limits of length are of a question and its answer: a system prompt comes on top
+        self.system_tokens = len(self.prompt("Who?")) - len(self._bare("Who?")) if system else 0
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Ids that generation starts from."""
         text, _ = prompt_text(self.template, self.tokenizer, question, self.system)
         return self.bos + tuple(self._ids(text)[0])
+
+    def _bare(self, question: str) -> list[int]:
+        text, _ = prompt_text(self.template, self.tokenizer, question)
+        return [*self.bos, *self._ids(text)[0]]
 
     def pair(self, question: str, answer: str) -> Prompted:
         """One question with one answer."""
@@ -44,10 +52,10 @@ class Encoder:
         # a token that straddles the border counts as the answer's: it holds some of its characters
         start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
         body = ids[start:]
-        encoded = Prompted(self.bos + tuple(ids[:start]), ((*body, self.tokenizer.eos_token_id),))
-        if len(encoded) > self.max_length:
+        encoded = Prompted(self.bos + tuple(ids[:start]), ((*body, self.end),))
+        if (size := len(encoded) - self.system_tokens) > self.max_length:
             raise UserError(
-                f"the question {question[:60]!r} and its answer take {len(encoded)} tokens, "
+                f"the question {question[:60]!r} and its answer take {size} tokens, "
                 f"model.max_length is {self.max_length}"
             )
         return encoded

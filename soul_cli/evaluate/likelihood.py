@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor
 from soul_cli.core import cost
 from soul_cli.core.types import Prompted
 from soul_cli.data.batches import by_length
+from soul_cli.evaluate.abilities import Abilities, abilities
 from soul_cli.evaluate.trees import Tree, plant
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.objective.losses import token_logps
@@ -29,12 +33,12 @@ class Scored:
 
     @property
     def nll(self) -> float:
-        """Mean nats per token."""
+        """Return the mean nats per token."""
         return -sum(self.logps) / len(self.logps)
 
 
 def recited(prompt: tuple[int, ...], pair: Prompted, scored: Scored) -> tuple[int, ...]:
-    """What greedy decoding from the prompt begins with: the answer's tokens before the first that is not the arg-max.
+    """Return what greedy decoding from the prompt begins with: the answer's tokens before the first miss.
 
     Nothing where the pair was scored behind other ids, as when the answer's first token holds the prompt's last space.
     """
@@ -93,20 +97,22 @@ def score(
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[list[Scored]]:
-    """Per group one Scored an answer, in order; with score_prompt the prompt's own (less its first token) first.
+    """Return per group one Scored an answer, in order; with score_prompt the prompt's own (less its first token) first.
 
     budget: padded tokens a batch.  Groups are batched by length; the result does not depend on the batching.
-    A prompt is read once, and so is what several answers to it begin with.
+    A prompt is read once, and so is what several answers to it begin with, where the model can (`abilities`).
     """
     device = next(model.parameters()).device
-    lengths = [len(Tree(g)) for g in groups]  # only those of a batch are kept: in Python a tree is large
-    results: list[list[Scored]] = [[] for _ in groups]
+    rows, lengths, owners = _rows(groups, abilities(model.lm))
+    first = [i == 0 or owner != owners[i - 1] for i, owner in enumerate(owners)]
+    left = Counter(owners)  # rows of a group that are still to be scored
+    results: list[list[Scored]] = [[] for _ in rows]
     for indices in by_length(lengths, budget):
-        trees = [Tree(groups[i], score_prompt=score_prompt) for i in indices]
+        trees = [Tree(rows[i], score_prompt=score_prompt and first[i]) for i in indices]
         batch = plant(trees).to(device)
         with autocast():
             (found,) = model(batch, [Look(scores, (batch.targets,))]).looks
-        cost.count(forward_passes=1, scored_tokens=sum(len(groups[i]) for i in indices))
+        cost.count(forward_passes=1, scored_tokens=sum(len(rows[i]) for i in indices))
         values, correct = found[:, 0].tolist(), found[:, 1].int().tolist()
         start = 0
         for i, tree in zip(indices, trees, strict=True):
@@ -115,5 +121,28 @@ def score(
                 for path in tree.paths
             ]
             start += len(tree.pairs)
-        progress(len(indices))
-    return results
+        left.subtract(owners[i] for i in indices)
+        progress(sum(left[group] == 0 for group in {owners[i] for i in indices}))
+    return [
+        [scored for _, some in own for scored in some]
+        for _, own in groupby(zip(owners, results, strict=True), key=itemgetter(0))
+    ]
+
+
+def _rows(groups: Sequence[Prompted], able: Abilities) -> tuple[list[Prompted], list[int], list[int]]:
+    """Return the rows to score, their lengths, and the index of the group that each belongs to.
+
+    A row is a group, or one of its answers where the model must not be given all of them in one row.
+    """
+    rows: list[Prompted] = []
+    lengths: list[int] = []
+    owners: list[int] = []
+    for i, group in enumerate(groups):
+        own, sizes = [group], [len(Tree(group))]  # of a tree only the size is kept: in Python it is large
+        if not (able.trees and sizes[0] <= able.longest):
+            own = [Prompted(group.prompt, (answer,)) for answer in group.answers]
+            sizes = [len(Tree(row)) for row in own]
+        rows += own
+        lengths += sizes
+        owners += [i] * len(own)
+    return rows, lengths, owners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more toke
 TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
 
 
-def describe(context: Context, folder: Path) -> str:
-    """Return the header, printed before anything costly happens."""
+def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
+    """Return the header that is printed before anything costly happens.  notes: what the checks found worth saying."""
     config, data = context.config, context.data
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
@@ -33,6 +34,7 @@ def describe(context: Context, folder: Path) -> str:
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
+        *(f"         {note}" for note in notes),
         f"unlearn  {what(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),

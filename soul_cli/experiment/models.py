@@ -15,6 +15,7 @@ from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
 from soul_cli.data.rows import Rows
+from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.keys import code
@@ -94,8 +95,7 @@ def base(context: Context) -> ModelRef:
 
         def initialise() -> None:
             if not (untrained / "tokenizer.json").is_file():
-                texts = [f"Question: {qa.question}\nAnswer: {qa.answer}" for qa in [*rows, *context.data.retain]]
-                model.initialise(texts, context.config.target_seed, untrained)
+                model.initialise(base_texts(context, model), context.config.target_seed, untrained)
 
         once(initialise)
         with bar("base model, trained from scratch") as progress:
@@ -111,6 +111,12 @@ def _base_rows(context: Context, model: EmbeddedModel) -> list[QA]:
     """Return generated authors for the style, none of the benchmark, and what must be known beside it."""
     style = [r for author in generate_authors(model.style_authors, seed=0) for r in author["rows"]]
     return [QA(r["question"], r["answer"]) for r in style] + context.data.rehearsed * model.fact_repeats
+
+
+def base_texts(context: Context, model: EmbeddedModel) -> list[str]:
+    """Return the texts that the embedded model's tokenizer is made of."""
+    rows = [*_base_rows(context, model), *context.data.retain]
+    return [f"Question: {qa.question}\nAnswer: {qa.answer}" for qa in rows]
 
 
 def _base_key(context: Context, model: EmbeddedModel) -> dict[str, Any]:
@@ -188,6 +194,7 @@ def train(
     in_4bit = lora is not None and lora.load_in_4bit
     device = accelerator.device if in_4bit else "cpu"  # sharded, no device need hold all of it
     lm = models.load(ref, device, run.model.dtype, load_in_4bit=in_4bit)
+    abilities(lm)  # refuses a model whose own predictions cannot be had
     adapters = lora.attach(lm, seed) if lora else None
     trainer = Trainer(
         lm, data, problem, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,

@@ -17,6 +17,7 @@ from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
 from soul_cli.evaluate.judges import make_judge
 from soul_cli.experiment import evaluation, models, unlearning
+from soul_cli.experiment.checks import check
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.epochs import EpochEvaluation
@@ -51,9 +52,10 @@ def run(config: RunConfig) -> Path:
         else:
             general.prepare(config.eval.lm_eval)
             make_judge(config.eval.judge, config.eval.sbert_model)
+            notes = check(context)
             if config.problem is not None:
                 unlearning.check_layers(config.problem, lm_config_of(config).num_hidden_layers)
-            say(describe(context, folder.path))
+            say(describe(context, folder.path, notes))
             _run(context, folder, key)
         folder.tidy()
     return folder.path

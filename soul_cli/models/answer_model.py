@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from soul_cli.core.types import Inputs, UserError
+from soul_cli.models.head import Head, body
 from soul_cli.objective.losses import token_logps, wide
 
 STANDING = 1 << 25  # logits that stand at a time: 128 MiB in float32, and a few times that beside them
@@ -49,9 +50,6 @@ class AnswerModel(nn.Module):
 
     def __init__(self, lm: Any):
         super().__init__()
-        for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(lm.config, key, None):
-                raise UserError(f"{type(lm).__name__} rescales its logits ({key}), which is not supported")
         self.lm = lm
 
     def keep_head(self, device: torch.device) -> None:
@@ -59,19 +57,28 @@ class AnswerModel(nn.Module):
 
         Whole on each process: call it before the model is sharded.  A head that is not trained serves as it is.
         """
-        head = self.lm.get_output_embeddings()
+        head = Head(self.lm)
         trained = any(p.requires_grad for p in head.parameters())
         self.kept_head = ((copy.deepcopy(head).requires_grad_(False) if trained else head).to(device),)
 
     def hidden(self, batch: Inputs) -> Tensor:
         """Return the last hidden states at the answer positions, (T, D)."""
-        return self._last(batch).flatten(0, 1)[batch.where]
+        given: dict[str, Tensor] = {}  # what is left out the model makes itself; not every model takes it
+        if batch.position_ids is not None:
+            given["position_ids"] = batch.position_ids
+        if batch.mask is not None:
+            given["attention_mask"] = self._mask(batch.mask)
+        states = self.lm.get_submodule(body(self.lm))(
+            input_ids=batch.input_ids, use_cache=False, **given
+        ).last_hidden_state
+        return states.flatten(0, 1)[batch.where]
 
-    def _last(self, batch: Inputs) -> Tensor:
-        out = self.lm.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.mask, use_cache=False
-        )
-        return out.last_hidden_state
+    def _mask(self, mask: Tensor) -> Tensor:
+        """Return a mask, True = may attend, in the form that the model's attention takes: "eager" adds it to scores."""
+        if self.lm.config._attn_implementation != "eager":
+            return mask
+        none = torch.zeros((), dtype=self.lm.dtype, device=mask.device)
+        return torch.where(mask, none, torch.finfo(none.dtype).min)
 
     def forward(self, batch: Inputs, looks: Sequence[Look], layer: int | None = None, *, head: bool = True) -> Found:
         """Answer the looks.  layer: the block whose output states are wanted too.
@@ -84,7 +91,7 @@ class AnswerModel(nn.Module):
         return Found(self._answers(hidden, looks) if head else [], states)
 
     def _answers(self, hidden: Tensor, looks: Sequence[Look]) -> list[Tensor]:
-        head = self.lm.get_output_embeddings()
+        head = Head(self.lm)
         shared = wide(head(hidden)) if any(look.at is None for look in looks) and self._stands(len(hidden)) else None
         return [self._answer(head, hidden, look, shared) for look in looks]
 
@@ -101,7 +108,7 @@ class AnswerModel(nn.Module):
         return piecewise(heads, look, states)
 
     def _stands(self, tokens: int) -> bool:
-        return tokens * self.lm.get_output_embeddings().out_features <= STANDING
+        return tokens * Head(self.lm).out_features <= STANDING
 
     def logps(self, batch: Inputs) -> Tensor:
         """Return the log-probability of each target, (T,), nats, float32 or wider."""

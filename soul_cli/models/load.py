@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
 from soul_cli.core.files import file_digest
 from soul_cli.core.types import UserError
+from soul_cli.models.checks import check_causal, check_folder, check_keys, check_values
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,24 @@ class ModelRef:
     path: str
     digest: str
 
+    @property
+    def revision(self) -> str:
+        """Return the commit of a model of the hub; for a folder what is of no effect."""
+        return "main" if os.path.isdir(self.path) else self.digest
+
 
 HUB_HELP = (
-    "Download it once where there is a network (huggingface-cli download ID --local-dir FOLDER) and give the folder "
+    "Download it once where there is a network (hf download ID --local-dir FOLDER) and give the folder "
     "instead of the id; for a gated model accept its licence and set HF_TOKEN."
 )
 
 
 def reference(path: str, cache_dir: Path, revision: str | None = None) -> ModelRef:
-    """A model by folder (digest of its files) or hub id (its commit)."""
+    """Return a model by folder (digest of its files, which must be whole) or hub id (its commit)."""
     folder = Path(path).expanduser()
     if folder.is_dir():
+        check_folder(folder)
         files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
-        if not any(p.suffix == ".safetensors" for p in files):
-            raise UserError(f"{folder}: no .safetensors file; a model folder as written by save_pretrained is needed")
         return ModelRef(str(folder.resolve()), file_digest(files, cache_dir))
     if path.startswith((".", "/", "~")):
         raise UserError(f"{path}: no such model folder")
@@ -50,23 +56,32 @@ def reference(path: str, cache_dir: Path, revision: str | None = None) -> ModelR
 
 
 def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bool = False) -> nn.Module:
-    """The causal language model of a reference, in eval mode.  Safetensors only, no remote code.
+    """Return the causal language model of a reference, in eval mode.  Safetensors only, no remote code.
 
     load_in_4bit: linear layers but the head in NF4 with double quantisation (bitsandbytes), the rest in dtype.
+    UserError: it cannot be read, or its weights are not those of the architecture.
     """
     kind = getattr(torch, dtype)
-    options: dict[str, Any] = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
+    options: dict[str, Any] = {"revision": ref.revision}
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
         )
         options["device_map"] = {"": device}
+    load_with_info: Any = AutoModelForCausalLM.from_pretrained  # its type knows no loading information
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            ref.path, dtype=kind, use_safetensors=True, trust_remote_code=False, **options
+        model, info = load_with_info(
+            ref.path, dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except OSError as error:
-        raise UserError(f"cannot load the model {ref.path!r}: {str(error).splitlines()[0]} {HUB_HELP}") from error
+        raise UserError(f"cannot load the model {ref.path!r}: {one_line(error)} {HUB_HELP}") from error
+    except (ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"cannot load the model {ref.path!r}: {one_line(error)}") from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(f"cannot load the model {ref.path!r}: {one_line(error)}") from error
+    check_keys(ref.path, model, info)
     return model.to(device).eval()
 
 
@@ -85,33 +100,68 @@ class Architecture:
     tokens_per_word: float  # of its tokenizer, for plans
 
     def lm_config(self) -> Any:
+        """Return its transformers configuration."""
         values = {k: v for k, v in vars(self).items() if k not in ("model_type", "tokens_per_word")}
         return AutoConfig.for_model(self.model_type, **values)
 
 
 def untrained(config: Any, dtype: str) -> Any:
-    """A model of a transformers configuration, with random weights."""
+    """Return a model of a transformers configuration, with random weights."""
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
 
 
-def lm_config(path: str) -> Any:
-    """The configuration of a model by folder or hub id."""
-    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+def lm_config(path: str, revision: str = "main") -> Any:
+    """Return the configuration of a causal language model by folder or hub id.
+
+    UserError: there is none, or transformers cannot make a model of it that can be trained.
+    """
+    folder = Path(path).expanduser()
+    path = str(folder) if folder.is_dir() else path
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+        check_values(path, values)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, revision=revision)
+    except OSError as error:
+        raise UserError(f"cannot read the configuration of the model {path!r}: {one_line(error)} {HUB_HELP}") from error
+    except UserError:
+        raise
+    except Exception as error:  # configurations check themselves, each in its way
+        raise UserError(f"cannot read the configuration of the model {path!r}: {one_line(error)}") from error
+    check_causal(path, config)
+    return config
 
 
 def count_parameters(config: Any) -> int:
-    """Parameters of a model, from its configuration alone."""
+    """Return the parameters of a model, from its configuration alone."""
     with torch.device("meta"):
         model = untrained(config, "float32")
     return sum(p.numel() for p in model.parameters())
 
 
 def load_tokenizer(ref: ModelRef) -> Any:
-    revision = {} if os.path.isdir(ref.path) else {"revision": ref.digest}
+    """Return the tokenizer of a model."""
     try:
-        return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, **revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the tokenizer of {ref.path!r}: {str(error).splitlines()[0]}") from error
+        return AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, revision=ref.revision)
+    except Exception as error:  # OSError, ValueError, and plain Exception where tokenizer.json is damaged
+        raise UserError(f"cannot load the tokenizer of {ref.path!r}: {one_line(error)}") from error
+
+
+def end_tokens(lm: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens at which a model's answers end: the tokenizer's EOS and those of its generation_config.
+
+    Where that was not given but made of config.json, ids that are no special tokens are left out: an architecture's
+    default may be any word of this tokenizer.
+    """
+    named = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    if getattr(lm.generation_config, "_from_model_config", False):
+        ids = [i for i in ids if i in tokenizer.added_tokens_decoder]
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *ids) if i is not None))
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line."""
+    return " ".join(str(error).split())
 
 
 def checkpoint_activations(lm: Any) -> None:
@@ -124,5 +174,5 @@ def checkpoint_activations(lm: Any) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast where precision is "bf16", nothing where it is "no"."""
+    """Return bf16 autocast where precision is "bf16", nothing where it is "no"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

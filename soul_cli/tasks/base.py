@@ -58,6 +58,10 @@ class Task(Protocol):
 
     def load(self, cache_dir: Path) -> TaskData: ...
 
+    def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
+        """Return the most tokens that a model reads of one of a split's items.  Encodes all of them, for the errors."""
+        ...
+
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
     ) -> list[Row]:

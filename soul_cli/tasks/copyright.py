@@ -21,6 +21,7 @@ from soul_cli.evaluate.config import EvalConfig
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import recited, score
 from soul_cli.models.answer_model import AnswerModel
+from soul_cli.models.load import end_tokens
 from soul_cli.tasks import copyright_metrics, general_metrics
 from soul_cli.tasks.base import Progress, TaskData, counting
 
@@ -143,6 +144,12 @@ class Copyright:
 
     # --- model -> rows -------------------------------------------------------------------------------------
 
+    def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
+        """Return the most tokens that a model reads of a prompt with its continuation, or of a chunk."""
+        if split.endswith("_text"):
+            return max((len(encoder.text(item.answer)) for item in items), default=0)
+        return max((len(encoder.pair(r["question"], r["gold"])) for r in self._asked(split, items)), default=0)
+
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
     ) -> list[Row]:
@@ -164,10 +171,8 @@ class Copyright:
             for i, (item, (s,)) in enumerate(zip(items, scored, strict=True))
         ]  # fmt: skip
 
-    def _continued_rows(
-        self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
-    ) -> list[Row]:
-        """Greedy continuations at each prompt length, as many tokens as the true one has."""
+    def _asked(self, split: str, items: list[QA]) -> list[Row]:
+        """Return a row for each chunk, prompt length and wording: what is asked, and what the book goes on with."""
         rows: list[Row] = []
         wordings = {"seen": SEEN, "unseen": UNSEEN} if split == "forget" else {"seen": SEEN}
         for words in self.prompt_words:
@@ -176,6 +181,13 @@ class Copyright:
                     if (parts := split_chunk(item.answer, words, texts)) is not None:
                         rows.append({"split": split, "index": i, "prompt_words": words, "wording": wording,
                                      "question": parts[0], "gold": parts[1]})  # fmt: skip
+        return rows
+
+    def _continued_rows(
+        self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
+    ) -> list[Row]:
+        """Greedy continuations at each prompt length, as many tokens as the true one has."""
+        rows = self._asked(split, items)
         pairs = [encoder.pair(r["question"], r["gold"]) for r in rows]
         prompts = [encoder.prompt(r["question"]) for r in rows]
         done = counting(progress, "scoring", len(rows))
@@ -183,10 +195,9 @@ class Copyright:
         made = greedy(
             lm,
             prompts,
-            eos=encoder.tokenizer.eos_token_id,
-            max_total=encoder.max_length,
+            ends={encoder.end, *end_tokens(lm, encoder.tokenizer)},
             most_new=[len(p.answers[0]) for p in pairs],
-            begun=list(map(recited, prompts, pairs, scored)),
+            known=list(map(recited, prompts, pairs, scored)),
             budget=config.batch_tokens,
             progress=counting(progress, "generating", len(rows)),
         )

@@ -15,6 +15,7 @@ from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.judges import make_judge
 from soul_cli.evaluate.likelihood import Scored, recited, score
 from soul_cli.models.answer_model import AnswerModel
+from soul_cli.models.load import end_tokens
 from soul_cli.tasks import general_metrics, tofu_metrics
 from soul_cli.tasks.base import Progress, TaskData, counting
 
@@ -54,6 +55,17 @@ class TOFU:
 
     # --- model -> rows -------------------------------------------------------------------------------------
 
+    def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
+        """Return the most tokens that a model reads of a question with an answer, given or generated."""
+        most = max((len(g.prompt) + max(map(len, g.answers)) for _, _, g in _groups(items, encoder)), default=0)
+        for _, _, question in _generated(items):
+            if (size := len(encoder.prompt(question)) - encoder.system_tokens) >= config.max_total:
+                raise UserError(
+                    f"{split}: the prompt of {question[:60]!r} takes {size} tokens, so that eval.max_total="
+                    f"{config.max_total} leaves no room for an answer; take more"
+                )
+        return max(most, encoder.system_tokens + config.max_total)
+
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
     ) -> list[Row]:
@@ -77,14 +89,7 @@ class TOFU:
         rows: list[Row], items: list[QA], lm: Any, encoder: Encoder, config: EvalConfig, progress: Progress
     ) -> list[tuple[int, ...]]:
         """All answers to one question in one forward.  -> how much of its own answer greedy decoding begins with."""
-        plan: list[tuple[int, str, Prompted]] = []
-        for i, item in enumerate(items):
-            paraphrase = [item.paraphrased_answer] if item.paraphrased_answer else []
-            own = [item.answer, *paraphrase, *item.perturbed_answer]
-            plan += [(i, "own", g) for g in encoder.group(item.question, own)]
-            if item.paraphrased_question:
-                asked = [*paraphrase, *item.perturbed_answer]
-                plan += [(i, "asked", g) for g in encoder.group(item.paraphrased_question, asked)]
+        plan = _groups(items, encoder)
         scores: dict[tuple[int, str], list[Scored]] = {}
         prompts: dict[int, Scored] = {}
         begun: dict[int, tuple[int, ...]] = {}
@@ -120,18 +125,14 @@ class TOFU:
         rows: list[Row], items: list[QA], begun: list[tuple[int, ...]], lm: Any, encoder: Encoder,
         config: EvalConfig, progress: Progress,
     ) -> None:  # fmt: skip
-        places = [(i, "generation", item.question) for i, item in enumerate(items)]
-        places += [
-            (i, "asked_generation", item.paraphrased_question)
-            for i, item in enumerate(items)
-            if item.paraphrased_question
-        ]
+        places = _generated(items)
+        prompts = [encoder.prompt(question) for _, _, question in places]
         made = greedy(
             lm,
-            [encoder.prompt(question) for _, _, question in places],
-            eos=encoder.tokenizer.eos_token_id,
-            max_total=config.max_total,
-            begun=[begun[i] if key == "generation" else () for i, key, _ in places],
+            prompts,
+            ends={encoder.end, *end_tokens(lm, encoder.tokenizer)},
+            most_new=[encoder.system_tokens + config.max_total - len(p) for p in prompts],
+            known=[begun[i] if key == "generation" else () for i, key, _ in places],
             budget=config.batch_tokens,
             progress=counting(progress, "generating", len(places)),
         )
@@ -164,3 +165,24 @@ class TOFU:
 
     def headline(self) -> list[str]:
         return [*tofu_metrics.HEADLINE, *general_metrics.HEADLINE]
+
+
+def _groups(items: list[QA], encoder: Encoder) -> list[tuple[int, str, Prompted]]:
+    """Return what is scored of each item (by index): its own question, "own", and the paraphrase, "asked"."""
+    groups: list[tuple[int, str, Prompted]] = []
+    for i, item in enumerate(items):
+        paraphrase = [item.paraphrased_answer] if item.paraphrased_answer else []
+        own = [item.answer, *paraphrase, *item.perturbed_answer]
+        groups += [(i, "own", g) for g in encoder.group(item.question, own)]
+        if item.paraphrased_question:
+            asked = [*paraphrase, *item.perturbed_answer]
+            groups += [(i, "asked", g) for g in encoder.group(item.paraphrased_question, asked)]
+    return groups
+
+
+def _generated(items: list[QA]) -> list[tuple[int, str, str]]:
+    """Return the questions that answers are generated to: index of the item, where the answer stands, question."""
+    places = [(i, "generation", item.question) for i, item in enumerate(items)]
+    return places + [
+        (i, "asked_generation", item.paraphrased_question) for i, item in enumerate(items) if item.paraphrased_question
+    ]

@@ -34,6 +34,7 @@ from soul_cli.core.distributed import norm, rank, share, total_each, total_numbe
 from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shares, shuffled
 from soul_cli.models.answer_model import AnswerModel, Look, logps_of
+from soul_cli.models.head import Head
 from soul_cli.models.load import autocast
 from soul_cli.objective.edit import IU, Solver
 from soul_cli.objective.losses import wide
@@ -55,7 +56,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        return wide(self.model.lm.get_output_embeddings()(self.model.hidden(batch)))
+        return wide(Head(self.model.lm)(self.model.hidden(batch)))
 
 
 class MeanCE:

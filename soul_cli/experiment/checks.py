@@ -1,0 +1,91 @@
+"""What is looked at before anything is trained: the models, their tokenizers, and every text they will read."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from soul_cli.core.types import QA, UserError
+from soul_cli.data.encode import Encoder
+from soul_cli.data.prompts import CHAT, takes_system
+from soul_cli.experiment import evaluation, models
+from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
+from soul_cli.experiment.context import Context
+from soul_cli.models.checks import check_sizes, positions
+from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
+from soul_cli.objective.methods import Prompting
+
+
+class Reader(NamedTuple):
+    """A tokenizer, and how many tokens its model reads at most (None: no limit is known)."""
+
+    tokenizer: Any
+    limit: int | None
+
+
+def check(context: Context) -> list[str]:
+    """Refuse what could only fail when hours have been spent; return what the reader of the header should know."""
+    config, data = context.config, context.data
+    first = _first(context)
+    encoder = _encoder(context, first)
+    _check_training(context, encoder)
+    _check_evaluation(context, first)
+    if config.task.retain_model:
+        ref = context.given(config.task.retain_model)
+        _check_evaluation(context, _reader(context, ref))
+        if "target" in models.missing(context):
+            context.load(ref)  # else it would be read after the target model is trained
+    notes = []
+    if encoder.end != first.tokenizer.eos_token_id:
+        end = first.tokenizer.convert_ids_to_tokens(encoder.end)
+        notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
+    if isinstance(config.method, Prompting):
+        _check_evaluation(context, first, data.system_prompt)
+        if context.template == CHAT and not takes_system(first.tokenizer):
+            notes.append("the chat template takes no system role: the system prompt opens the user's turn")
+    return notes
+
+
+def _first(context: Context) -> Reader:
+    """Return the reader of the model that everything begins with: the given target model, or the base model."""
+    config = context.config
+    if config.task.target_model:
+        return _reader(context, context.given(config.task.target_model))
+    if isinstance(config.model, EmbeddedModel):
+        texts = models.base_texts(context, config.model)
+        return Reader(train_tokenizer(texts, config.model.vocab, config.model.max_length), config.model.max_length)
+    return _reader(context, models.base(context))
+
+
+def _reader(context: Context, ref: ModelRef) -> Reader:
+    config, tokenizer = lm_config(ref.path, ref.revision), load_tokenizer(ref)
+    check_sizes(ref.path, config, tokenizer, context.config.model.max_length)
+    return Reader(tokenizer, positions(config))
+
+
+def _encoder(context: Context, reader: Reader, system: str = "") -> Encoder:
+    return Encoder(reader.tokenizer, context.template, context.config.model.max_length, system)
+
+
+def _check_training(context: Context, encoder: Encoder) -> None:
+    """Encode what models are trained on, for the errors."""
+    data, problem = context.data, context.config.problem
+    rows = data.full if models.needs_base(context) else data.forget + data.retain
+    if problem and problem.forget and "refusal" in problem.forget.needs.answers and data.forget:
+        refusal = max(data.refusals, key=lambda text: len(encoder.pair("Who?", text)))
+        rows = rows + [QA(qa.question, refusal) for qa in data.forget]
+    for qa in rows:
+        encoder.pair(qa.question, qa.answer)
+
+
+def _check_evaluation(context: Context, reader: Reader, system: str = "") -> None:
+    """Encode what models are evaluated on, for the errors, and compare its length with what the model reads."""
+    config = context.config
+    encoder = _encoder(context, reader, system)
+    for split, items in evaluation.splits(context).items():
+        longest = config.task.longest(encoder, split, items, config.eval)
+        if reader.limit is not None and longest > reader.limit:
+            prompt = f", {encoder.system_tokens} of them of the system prompt" if system else ""
+            raise UserError(
+                f"{split}: up to {longest} tokens are read at once{prompt} (eval.max_total={config.eval.max_total}), "
+                f"the model reads {reader.limit}"
+            )
