@@ -113,7 +113,7 @@ class Trial:
     def _asked(self, trees: Sequence[Tree]) -> Tensor:
         """Return the predictions (T, V) at the places that trees ask about, by AnswerModel."""
         batch = plant(trees).to(self.lm.device)
-        return self.model(batch, [Look(normal, ())])[0]
+        return self.model(batch, [Look(normal, ())]).looks[0]
 
     def branched(self) -> float:
         """Return how far the predictions in a tree are from the model's own."""
