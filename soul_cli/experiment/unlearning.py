@@ -49,7 +49,7 @@ def _reference_logps(context: Context, target: ModelRef, forget: Sequence[Prompt
     config = context.config
     key = {
         "model": target.digest,
-        "rows": digest([(p.prompt, p.answers) for p in forget]),
+        "rows": digest([(p.prompt, p.answers) for p in forget]),  # the template in them
         "dtype": config.model.dtype,
         "precision": config.train.precision,
         **code(__name__),
