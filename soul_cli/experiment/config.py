@@ -106,24 +106,33 @@ def load(raw: DictConfig) -> RunConfig:
             parts[key] = _typed(key, raw[key], SECTIONS[key])
         else:
             parts[key] = raw[key]
-    _check_scalars(parts)
-    parts["trackers"], parts["parallel"] = list(parts["trackers"]), Parallel(parts["parallel"])
-    config = RunConfig(**parts)
-    _check_template(config)
-    _check_processes(config)
-    _check_adapters(config)
-    return config
-
-
-def _check_scalars(parts: dict[str, Any]) -> None:
     switches = ("force", "save_model", "offload", "activation_checkpointing", "plan")
     for key, kind in (("seed", int), ("target_seed", int), ("gpus", int), *((key, bool) for key in switches)):
         if type(parts[key]) is not kind:
             raise UserError(f"{key}={parts[key]!r}: must be {'true or false' if kind is bool else 'a whole number'}")
     if parts["gpus"] < 1:
         raise UserError(f"gpus={parts['gpus']}: must be 1 or more")
+    parts["trackers"] = list(parts["trackers"])
     if parts["parallel"] not in Parallel.__members__:
         raise UserError(f"parallel={parts['parallel']!r}: must be one of {', '.join(Parallel.__members__)}")
+    parts["parallel"] = Parallel(parts["parallel"])
+    config = RunConfig(**parts)
+    _check_template(config)
+    if config.parallel is Parallel.fsdp and config.method.one_shot:
+        raise UserError(
+            f"parallel=fsdp with method={config.method.name}: its curvature is that of whole parameters; "
+            "use parallel=ddp"
+        )
+    for where, train in {"model.finetune.train": config.model.finetune.train, "train": config.train}.items():
+        if train.lora and not config.plan:
+            train.lora.check()
+        if train.lora and config.parallel is Parallel.fsdp:
+            raise UserError(f"parallel=fsdp with {where}.lora: adapters are not sharded; use parallel=ddp")
+        if train is config.train and train.lora and config.epoch_eval.select is Select.best:
+            raise UserError("epoch_eval.select=best with train.lora: adapters are merged at the end; use select=last")
+        if train.lora and config.model.dtype == "float64" and train.lora.load_in_4bit:
+            raise UserError(f"{where}.lora.load_in_4bit=true with model.dtype=float64: take bfloat16 or float32")
+    return config
 
 
 def _check_template(config: RunConfig) -> None:
@@ -134,28 +143,6 @@ def _check_template(config: RunConfig) -> None:
         raise UserError(
             f"{where}.template={CHAT}: the embedded model has no chat template; choose one of {', '.join(TEMPLATES)}"
         )
-
-
-def _check_processes(config: RunConfig) -> None:
-    if config.parallel is Parallel.fsdp and config.method.one_shot:
-        raise UserError(
-            f"parallel=fsdp with method={config.method.name}: its curvature is that of whole parameters; "
-            "use parallel=ddp"
-        )
-
-
-def _check_adapters(config: RunConfig) -> None:
-    for where, train in {"model.finetune.train": config.model.finetune.train, "train": config.train}.items():
-        if train.lora is None:
-            continue
-        if not config.plan:
-            train.lora.check()
-        if config.parallel is Parallel.fsdp:
-            raise UserError(f"parallel=fsdp with {where}.lora: adapters are not sharded; use parallel=ddp")
-        if train is config.train and config.epoch_eval.select is Select.best:
-            raise UserError("epoch_eval.select=best with train.lora: adapters are merged at the end; use select=last")
-        if config.model.dtype == "float64" and train.lora.load_in_4bit:
-            raise UserError(f"{where}.lora.load_in_4bit=true with model.dtype=float64: take bfloat16 or float32")
 
 
 def _schema(group: str, values: DictConfig) -> type:
