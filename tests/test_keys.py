@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 from runs import TINY
+from transformers.utils import chat_template_utils
 
 from soul_cli.core import sources
+from soul_cli.core.cache import Cache
 from soul_cli.core.files import PACKAGE, read_lines
 from soul_cli.core.sources import closure
+from soul_cli.core.types import QA, UserError
+from soul_cli.data import prompts
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
 from soul_cli.experiment import evaluation, models, unlearning
@@ -27,6 +34,8 @@ from soul_cli.experiment import run as run_module
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.keys import EXEMPT, EXEMPT_LIBRARIES, OPTIONAL, code
+from soul_cli.models import load
+from soul_cli.models.load import ModelRef
 
 FINE_TUNED = ("soul_cli.experiment.models",)
 REFERENCE = ("soul_cli.experiment.unlearning",)
@@ -169,13 +178,64 @@ def test_versions_where_they_matter() -> None:
     ("overrides", "libraries"),
     [
         ([], set()),
-        (["eval.judge=sbert"], {"sentence_transformers"}),
         (["train.lora={r:8,alpha:16,load_in_4bit:false}"], {"peft"}),
         (["model.finetune.train.lora={r:8,alpha:16,load_in_4bit:true}", "plan=true"], {"peft", "bitsandbytes"}),
     ],
 )
 def test_versions_of_what_is_asked_for(overrides: list[str], libraries: set[str]) -> None:
     assert compose(overrides).libraries == libraries <= OPTIONAL
+
+
+def test_version_of_the_sentence_encoder_only_where_it_judges() -> None:
+    config = compose([])
+    config.eval.judge = "sbert"
+    assert config.libraries == {"sentence_transformers"}
+
+
+# --- files by content --------------------------------------------------------------------------------------
+
+
+def test_sentence_encoder_counts_by_content(tmp_path: Path) -> None:
+    def identity(judge: str, folder: str) -> dict[str, Any]:
+        config = compose([f"eval.sbert_model={tmp_path / folder}"]).eval
+        config.judge = judge
+        return config.identity()
+
+    for folder in ("a", "b"):
+        (tmp_path / folder / "1_Pooling").mkdir(parents=True)
+        (tmp_path / folder / "1_Pooling" / "config.json").write_text("{}")
+    assert identity("sbert", "a") == identity("sbert", "b") != identity("rougeL", "a") == identity("rougeL", "c")
+    before = identity("sbert", "a")
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text("[]")
+    assert identity("sbert", "a") != before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "merges.txt", "vocab.txt", "qwen.tiktoken", "chat.jinja"])
+def test_model_folder_counts_by_content(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / name).write_text("1")
+    before = load.reference(str(tmp_path), tmp_path).digest
+    (tmp_path / name).write_text("2")
+    assert load.reference(str(tmp_path), tmp_path).digest != before
+
+
+def test_books_of_a_data_set_count_by_content(tmp_path: Path) -> None:
+    def contents() -> str:
+        books = [f"task.{kind}_books=[hub:{tmp_path / kind}]" for kind in ("forget", "retain", "heldout")]
+        task = compose(["task=copyright", *books, "task.chunk_words=30", "task.prompt_words=[5]"]).task
+        return task.load(tmp_path / "cache").digest
+
+    def write(kind: str, start: int) -> None:
+        text = " ".join(f"The {kind} of day {i} was a very long one indeed, they said." for i in range(start, 40))
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / "train.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+    for kind in ("forget", "retain", "heldout"):
+        write(kind, 0)
+    before = contents()
+    assert contents() == before
+    write("forget", 1)
+    assert contents() != before
 
 
 def test_a_change_of_the_code_is_not_finished_before(tmp_path: Path) -> None:
@@ -198,6 +258,102 @@ def test_a_change_of_the_code_is_not_finished_before(tmp_path: Path) -> None:
     assert len(set(seen)) == 5
     others = edit("core/screen.py", "cli.py", "report/tables.py", "planning/memory.py", "experiment/sweep.py")
     assert set(others) == {seen[-1]}
+
+
+# --- the template ------------------------------------------------------------------------------------------
+
+CLOCKED = (
+    "{{ 'Today: ' + strftime_now('%d %B %Y') + (date_string or '') }}"
+    "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+)
+
+
+def on(day: int, patch: pytest.MonkeyPatch) -> None:
+    """Let transformers' clock show a day of a January."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2030, 1, day)
+
+    patch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.fixture
+def chat(tokenizer: Any, tiny_lm: Callable[..., Any], tmp_path: Path) -> Path:
+    """A model folder with a chat template that looks at the clock."""
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = CLOCKED
+    made.save_pretrained(tmp_path / "chat")
+    tiny_lm(vocab=len(made)).save_pretrained(tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def keys(chat: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The keys of a target model, of rows, and of reference log-probabilities."""
+    config = compose(["model=hub", f"model.path={chat}", "model.template=chat", f"cache_dir={root}", "eval.limit=1"])
+    qa = QA("Who wrote it?", "She did.")
+    data = SimpleNamespace(full=[qa], forget=[qa], retain=[qa], rehearsed=[], splits={"forget": [qa]}, refusals=[])
+    found: dict[str, Any] = {}
+
+    def entry(self: Context, phase: str, kind: str, key: dict[str, Any], build: Any) -> Path:
+        found[phase] = key
+        (root / "logps.json").write_text("[]")
+        return root
+
+    monkeypatch.setattr(Context, "entry", entry)
+    context = Context(config, data, Cache(root, print), SimpleNamespace(device="cpu"))
+    models.target(context)
+    evaluation.rows(context, "rows", models.base(context), "it", "Be brief.")
+    unlearning.unlearning_data(context, models.base(context), config.method)
+    found["prompt"] = context.encoder(models.base(context)).prompt(qa.question)
+    return found
+
+
+def test_prompts_and_keys_are_the_same_on_another_day(
+    chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    days = []
+    for day in (1, 2):
+        on(day, monkeypatch)
+        days.append(keys(chat, tmp_path, monkeypatch))
+    assert days[0] == days[1]
+    for phase in ("target_model", "rows"):
+        assert "Today: 10 April 202510 Apr 2025" in json.dumps(days[0][phase]["template"])
+    assert "<system>Be brief." in json.dumps(days[0]["rows"]["template"])
+
+
+def test_keys_follow_what_a_template_says(chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the files of the model are the same: as with a library that renders them otherwise."""
+    (tmp_path / "rows.jsonl").touch()
+    before = keys(chat, tmp_path, monkeypatch)
+    monkeypatch.setattr(prompts, "TODAY", datetime(2025, 4, 11))
+    after = keys(chat, tmp_path, monkeypatch)
+    assert all(before[phase] != after[phase] for phase in ("target_model", "rows", "reference"))
+
+
+def test_clock_of_a_template_stands_and_nothing_else_changes(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against transformers on that day: every directive, in a function of the template too, and leading blanks."""
+    formats = ["%a %A %b %B %d %H:%M:%S %j %m %p %U %w %W %y %Y %% %d%%d", "%-d %-m", "%G-%u %V %f %c %x %X"]
+    told = "".join(f"{{{{ strftime_now({f!r}) + '|' }}}}" for f in formats)
+    asked = (
+        "{% macro day() %}{{ strftime_now('%d') }}{% endmacro %}{% if strftime_now is defined %}{{ day() }}{% endif %}"
+    )
+    tokenizer = load.load_tokenizer(ModelRef(str(chat), ""))
+    on(1, monkeypatch)
+    monkeypatch.setattr(prompts, "TODAY", datetime(2030, 1, 1))
+    for start in ("", "\n", "\n\n  ", "  {% if true %}\n x{% endif %}\n", "{%- if true %} {%- endif -%} \n"):
+        tokenizer.chat_template = f"{start}{told}{asked} {{{{ messages[0].content }}}}\n"
+        message = [{"role": "user", "content": "Who?"}]
+        expected = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        assert prompts.prompt_text("chat", tokenizer, "Who?") == (expected, "")
+
+
+def test_embedded_model_has_no_chat_template() -> None:
+    for key in ("model.template", "task.template"):
+        with pytest.raises(UserError, match=rf"{key}=chat: the embedded model has no chat template; choose one of"):
+            compose([f"{key}=chat"])
 
 
 # --- what runs ---------------------------------------------------------------------------------------------

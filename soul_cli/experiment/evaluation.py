@@ -38,7 +38,7 @@ def _rows_key(context: Context, ref: ModelRef, system: str) -> dict[str, Any]:
     return {
         "model": ref.digest,
         "splits": {name: digest([asdict(qa) for qa in items]) for name, items in splits(context).items()},
-        "template": [context.template, model.max_length, model.dtype, system],
+        "template": [context.template, context.rendered(ref, system), model.max_length, model.dtype, system],
         "eval": config.identity(),
         **code(__name__, type(task).__module__, libraries=config.libraries),
     }

@@ -146,7 +146,7 @@ def _finetune_key(context: Context, ref: ModelRef, rows: list[QA]) -> dict[str, 
     return {
         "base": ref.digest,
         "rows": digest([(qa.question, qa.answer) for qa in rows]),
-        "template": [context.template, model.max_length, model.dtype],
+        "template": [context.template, context.rendered(ref), model.max_length, model.dtype],
         "recipe": plain(model.finetune),
         "seed": context.config.target_seed,
         **_code(model.finetune),

@@ -38,7 +38,7 @@ def run(config: RunConfig) -> Path:
         {
             "config": config.identity(),
             "data": data.digest,
-            "models": [ref.digest for ref in models.ready(context)],
+            "models": [(ref.digest, context.rendered(ref)) for ref in models.ready(context)],
             "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
             **code(__name__, libraries=config.libraries),
         }

@@ -77,7 +77,7 @@ def _before(context: Context, target: ModelRef, term: Term, rows: Pairs, *, stat
     own = type(term).token is not Term.token  # the usual values are the same for all terms
     key = {
         "model": target.digest,
-        "rows": digest([(p.prompt, p.answers) for p in rows]),
+        "rows": digest([(p.prompt, p.answers) for p in rows]),  # the template in them
         "of": ["states", term.needs.layer] if states else ["values", plain(term) if own else None],
         "dtype": config.model.dtype,
         "precision": config.train.precision,
