@@ -60,6 +60,39 @@ def test_held_out_chunks_leave_the_retain_books(shared: Path, cache_dir: Path):
     assert "Oz01 Wonderful Wizard Of Oz" in data.system_prompt
 
 
+CHINESE = "北京是一座{}的城市，住着{}的人，每天都要走{}里路才能回到家里，他们说这是好的。"
+
+
+def chinese(first: int) -> str:
+    """A book in one line, each sentence another."""
+    signs = [chr(0x4E00 + first + n) for n in range(900)]
+    return "".join(CHINESE.format(*signs[n : n + 3]) for n in range(0, 900, 3))
+
+
+def test_books_without_spaces(tmp_path: Path, cache_dir: Path):
+    for name, first in (("forget", 100), ("retain", 2000)):
+        (tmp_path / f"{name}.txt").write_text(chinese(first), encoding="utf-8")
+    data = task(f"task.forget_books={tmp_path}/forget.txt", f"task.retain_books={tmp_path}/retain.txt").load(cache_dir)
+    assert len(data.splits["forget"]) == 150  # two sentences of 39 characters
+    assert all(len(qa.answer) == 58 and len(qa.question.split("\n")[1]) == 20 for qa in data.forget)
+    assert all(
+        "\n" + text.answer[:20] in qa.question for qa, text in zip(data.forget, data.splits["forget"], strict=True)
+    )
+    assert data.notes == ["chunks of at most 90 words: forget 150, retain 135, heldout 15"]
+    (tmp_path / "again.txt").write_text(chinese(100)[780:], encoding="utf-8")
+    with pytest.raises(UserError, match=r"forget\.txt: text to forget stands also in .*again\.txt"):
+        task(f"task.forget_books={tmp_path}/forget.txt", f"task.retain_books={tmp_path}/again.txt").load(cache_dir)
+
+
+def test_what_looks_wrong_in_a_book_is_noted(tmp_path: Path, cache_dir: Path):
+    book = "The keeper walked down to the water and found nothing but a rope and a shoe. " * 40
+    (tmp_path / "a.txt").write_text(book + "Project Gutenberg volunteers and employees expend considerable effort.")
+    (tmp_path / "b.txt").write_text("y" * 20_000)
+    notes = task(f"task.forget_books={tmp_path}/a.txt", f"task.retain_books={tmp_path}/b.txt").load(cache_dir).notes
+    assert any("a.txt: something of a frame is left" in n and "Project Gutenberg volunteers" in n for n in notes)
+    assert f"{tmp_path}/b.txt: text without spaces, 'yyyyyyyyyyyyyyyyyyyy'...: 100 letters count as a word" in notes
+
+
 def test_the_same_book_to_forget_and_to_keep(tmp_path: Path, cache_dir: Path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("The rain had stopped and the yard was full of light and feathers. " * 20)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.files import PACKAGE, digest, sha256
+from soul_cli.core.files import PACKAGE, digest
 from soul_cli.core.types import QA, Metric, Row, UserError
-from soul_cli.data.books import HUB, KNOWN, Chunk, check_disjoint, detect, expand, read_chunks
+from soul_cli.data.books import HUB, KNOWN, Chunk, check_disjoint, content, detect, expand, read_chunks, traces
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import embedded_refusals
+from soul_cli.data.words import LONGEST, count, run_on, split_at
 from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.config import EvalConfig
 from soul_cli.evaluate.generate import greedy
@@ -82,7 +83,7 @@ class Copyright:
             kind: expand(getattr(self, f"{kind}_books") if own else [str(BOOKS / kind)], f"task.{kind}_books")
             for kind in kinds
         }
-        contents = self._contents(books)
+        contents = self._contents(books, cache_dir)
         chunks = {
             kind: [c for book in some for c in read_chunks(book, self.chunk_words, self.max_chunks)][: self.max_chunks]
             for kind, some in books.items()
@@ -107,13 +108,13 @@ class Copyright:
         )  # fmt: skip
 
     @staticmethod
-    def _contents(books: dict[str, list[str]]) -> dict[str, str]:
-        """Hash of every file; the same content under two kinds or names is an error."""
+    def _contents(books: dict[str, list[str]], cache_dir: Path) -> dict[str, str]:
+        """Hash of every book; the same content under two kinds or names is an error."""
         seen: dict[str, str] = {}
         out: dict[str, str] = {}
         for kind, some in books.items():
             for book in some:
-                value = book if book.startswith(HUB) else sha256(Path(book))
+                value = content(book, cache_dir)
                 if value in seen:
                     raise UserError(f"{book} (task.{kind}_books) is the same text as {seen[value]}")
                 seen[value] = f"{book} (task.{kind}_books)"
@@ -136,8 +137,18 @@ class Copyright:
         files = [book for some in books.values() for book in some if not book.startswith(HUB)]
         guessed = {book: encoding for book in files if (encoding := detect(Path(book))) not in KNOWN}
         notes += [f"{book} is read as {encoding}, a guess: save it as UTF-8" for book, encoding in guessed.items()]
+        everything = [c for some in chunks.values() for c in some]
+        notes += [
+            f"{book}: something of a frame is left in the text, {words!r}; take it off by hand where it is one"
+            for book, words in traces(everything).items()
+        ]
+        unbroken = {c.book: run for c in reversed(everything) if (run := run_on(c.text))}
+        notes += [
+            f"{book}: text without spaces, {run[:20]!r}...: {LONGEST} letters count as a word"
+            for book, run in unbroken.items()
+        ]
         for words in self.prompt_words:
-            short = {k: sum(len(c.text.split()) < words + LEAST for c in chunks[k]) for k in ("forget", "retain")}
+            short = {k: sum(count(c.text) < words + LEAST for c in chunks[k]) for k in ("forget", "retain")}
             left = ", ".join(f"{kind} {n}" for kind, n in short.items() if n)
             if left:
                 notes.append(f"too short for a prompt of {words} words, left out there: {left}")
@@ -167,7 +178,7 @@ class Copyright:
         encoded = [encoder.text(item.answer) for item in items]
         scored = score(AnswerModel(lm), encoded, budget=config.batch_tokens, progress=done)
         return [
-            {"split": split, "index": i, "gold": item.answer, "words": len(item.answer.split()),
+            {"split": split, "index": i, "gold": item.answer, "words": count(item.answer),
              "nll_sum": -sum(s.logps), "tokens": len(s.logps)}
             for i, (item, (s,)) in enumerate(zip(items, scored, strict=True))
         ]  # fmt: skip
@@ -222,15 +233,15 @@ class Copyright:
 
 
 def split_chunk(text: str, words: int, wordings: tuple[str, ...]) -> tuple[str, str] | None:
-    """-> (instruction and the first `words` words, the rest); None where less than LEAST words would be left.
+    """Return instruction with the first `words` words, and the rest; None where less than LEAST words would be left.
 
     Which of the wordings it is, is a function of the text: a chunk meets the same one wherever it stands.
     """
-    parts = text.split(" ")
-    if len(parts) < words + LEAST:
+    if count(text) < words + LEAST:
         return None
     wording = wordings[int(digest(text), 16) % len(wordings)]
-    return f"{wording}\n{' '.join(parts[:words])}", " ".join(parts[words:])
+    first, rest = split_at(text, words)
+    return f"{wording}\n{first}", rest
 
 
 def add_scores(row: Row, gold_ids: list[int], ids: list[int], encoder: Encoder) -> None:
@@ -247,7 +258,9 @@ def add_scores(row: Row, gold_ids: list[int], ids: list[int], encoder: Encoder) 
 
 
 def _title(path: str) -> str:
-    return path.removeprefix(HUB) if path.startswith(HUB) else Path(path).stem.replace("_", " ").title()
+    if path.startswith(HUB):
+        return path.removeprefix(HUB)
+    return Path(path.removesuffix(".gz")).stem.replace("_", " ").title()
 
 
 def _spaced(items: list[Chunk], most: int) -> list[Chunk]:
