@@ -13,7 +13,7 @@ from soul_cli.core.types import QA, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate.metrics import bleu, longest_common_run
 from soul_cli.experiment.config import compose
-from soul_cli.tasks.copyright import LEAST, SEEN, UNSEEN, Copyright, split_chunk
+from soul_cli.tasks.copyright import LEAST, SEEN, UNSEEN, Copyright, add_scores, split_chunk
 from soul_cli.tasks.copyright_metrics import summarise
 
 TEXT = " ".join(f"w{i}" for i in range(1, 31))
@@ -137,6 +137,36 @@ def test_bleu_by_hand():
         bleu("", "a")
 
 
+class Words:
+    """An encoder whose tokens are the words of a list; its tokenizer puts `special` of its own before a text."""
+
+    def __init__(self, words: str, special: int):
+        self.words, self.tokenizer = words.split(), self
+        self.num_special_tokens_to_add = lambda: special
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+
+@pytest.mark.parametrize(("special", "found"), [(0, 128), (1, 127)])
+def test_verbmem_with_and_without_muses_rules_by_hand(special: int, found: int):
+    """All of 128 tokens is recited, but for one plural; the text goes on after them."""
+    gold_ids = [*range(128), 129, 129]
+    encoder = Words("books " + " ".join(f"w{i}" for i in range(1, 128)) + " book other", special)
+    row: Row = {"gold": "", "generation": ""} | {"gold": encoder.decode(gold_ids)}
+    add_scores(row, gold_ids, [128, *range(1, 128)], encoder)  # type: ignore[arg-type]
+    assert row["verbmem"] == 1  # stems agree
+    precision, recall = (found - 1) / 128, (found - 1) / found  # MUSE: book is not books, BOS counts
+    assert row["verbmem_muse"] == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_rows_of_older_versions_have_no_muse_metric():
+    rows = [continued("forget", 20, "seen", 0), continued("retain", 20, "seen", 0)]
+    out, absent = summarise([{k: v for k, v in r.items() if k != "verbmem_muse"} for r in rows])
+    assert "forget_verbmem" in out
+    assert "forget_verbmem_muse" in absent
+
+
 # --- rows --------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +213,7 @@ def test_text_rows_score_every_token_but_the_first(rows: list[Row], tokenizer: A
 def continued(split: str, words: int, wording: str, index: int, **values: Any) -> Row:
     return {
         "split": split, "prompt_words": words, "wording": wording, "index": index, "rougeL": 0.5, "bleu": 10.0,
-        "verbmem": 0.25, "verbatim_tokens": 8, "gold_tokens": 60, "fluency": 3.0, **values,
+        "verbmem": 0.25, "verbmem_muse": 0.125, "verbatim_tokens": 8, "gold_tokens": 60, "fluency": 3.0, **values,
     }  # fmt: skip
 
 
@@ -209,7 +239,7 @@ def test_metrics_by_hand():
     assert value["retain_rougeL_20"] == 0.9
     assert value["forget_verbatim_longest"] == 55  # of the shortest prompt
     assert (value["forget_verbatim_50"], out["forget_verbatim_50"].n) == (0.5, 2)
-    assert value["forget_verbmem"] == 0.25
+    assert (value["forget_verbmem"], value["forget_verbmem_muse"]) == (0.25, 0.125)
     assert value["heldout_ppl"] == pytest.approx(math.exp(12 / 12))  # of tokens, not of chunks
     assert value["forget_ppl"] == pytest.approx(math.e)
     assert list(absent) == ["retain_ppl"]

@@ -76,21 +76,30 @@ def ks_test(a: object, b: object) -> tuple[float, float]:
 def extraction_strength(correct: Sequence[int]) -> float:
     """Return the share of the answer that greedy decoding completes by itself from the earliest possible prefix.
 
-    correct: 1 where the arg-max under teacher forcing is the true token.  The longest all-correct suffix is what
-    greedy decoding would recite.  Carlini et al. 2021; definition as in open-unlearning.
+    correct: 1 where the arg-max under teacher forcing is the true token, EOS included.  The longest all-correct suffix
+    is what greedy decoding would recite.  Carlini et al. 2021.
     """
+    return _correct_suffix(correct) / len(correct)
+
+
+def extraction_strength_ou(correct: Sequence[int]) -> float:
+    """Return extraction strength as open-unlearning's code computes it.
+
+    correct: as above, without EOS.  Its search for the suffix ends at the last token whether that is correct or not:
+    never below 1 / len(correct).
+    """
+    return max(_correct_suffix(correct), 1) / len(correct)
+
+
+def _correct_suffix(correct: Sequence[int]) -> int:
+    """Return the length of the longest suffix of ones."""
     if not correct:
         raise ValueError("correct is empty")
-    run = 0
-    for hit in reversed(correct):
-        if not hit:
-            break
-        run += 1
-    return run / len(correct)
+    return next((n for n, hit in enumerate(reversed(correct)) if not hit), len(correct))
 
 
 def exact_memorization(correct: Sequence[int]) -> float:
-    """Return the share of answer tokens that are the arg-max under teacher forcing.  Tirumala et al. 2022."""
+    """Return the share of tokens that are the arg-max under teacher forcing.  Tirumala et al. 2022."""
     if not correct:
         raise ValueError("correct is empty")
     return sum(correct) / len(correct)

@@ -248,10 +248,14 @@ def add_scores(row: Row, gold_ids: list[int], ids: list[int], encoder: Encoder) 
     """What the continuation has in common with the true one."""
     gold, made = row["gold"], encoder.decode(ids)
     first = copyright_metrics.VERBMEM_TOKENS
+    beginning, made_beginning = encoder.decode(gold_ids[:first]), encoder.decode(ids[:first])
+    # MUSE cuts the true text with the special tokens that the tokenizer puts before it
+    counted = encoder.decode(gold_ids[: first - encoder.tokenizer.num_special_tokens_to_add()])
     row["generation"] = made
     row["rougeL"] = m.rouge_l(gold, made)
     row["bleu"] = m.bleu(gold, made)
-    row["verbmem"] = m.rouge_l_f1(encoder.decode(gold_ids[:first]), encoder.decode(ids[:first]))
+    row["verbmem"] = m.rouge_l_f1(beginning, made_beginning)
+    row["verbmem_muse"] = m.rouge_l_f1(counted, made_beginning, stemmed=False)
     row["verbatim_tokens"] = m.longest_common_run(ids, gold_ids)
     row["gold_tokens"] = len(gold_ids)
     row["fluency"] = m.ngram_entropy(made)

@@ -99,15 +99,24 @@ def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
         ),
         "forget_verbmem": _mean(
             [r["verbmem"] for r in rows], "retain",
-            f"MUSE VerbMem: ROUGE-L F1, stemmed ({ROUGE_WORDS}), of the first {VERBMEM_TOKENS} tokens",
+            f"MUSE's VerbMem but stemmed: ROUGE-L F1 of the first {VERBMEM_TOKENS} tokens without BOS ({ROUGE_WORDS})",
         ),
     }  # fmt: skip
+    absent: Absent = {}
+    if all("verbmem_muse" in r for r in rows):
+        out["forget_verbmem_muse"] = _mean(
+            [r["verbmem_muse"] for r in rows], "retain",
+            f"MUSE's VerbMem on this task's prompts: ROUGE-L F1, not stemmed, of the first {VERBMEM_TOKENS} tokens, of "
+            f"which the true text's BOS is one ({ROUGE_WORDS})",
+        )  # fmt: skip
+    else:
+        absent["forget_verbmem_muse"] = "rows of a version that did not compute it"
     long = [r for r in rows if r["gold_tokens"] >= VERBATIM_TOKENS]
     if not long:
-        return out, {"forget_verbatim_50": f"no continuation has {VERBATIM_TOKENS} tokens"}
+        return out, absent | {"forget_verbatim_50": f"no continuation has {VERBATIM_TOKENS} tokens"}
     hits = [float(r["verbatim_tokens"] >= VERBATIM_TOKENS) for r in long]
     text = f"share of chunks recited for {VERBATIM_TOKENS} tokens or more without a gap, of those that have as many"
-    return out | {"forget_verbatim_50": _mean(hits, "retain", text)}, {}
+    return out | {"forget_verbatim_50": _mean(hits, "retain", text)}, absent
 
 
 def perplexity(rows: list[Row], goal: str) -> Metric:

@@ -21,6 +21,8 @@ HEADLINE = [  # of the printed table, in order
     "retain_fluency", "holdout_rougeL", "holdout_prob",
     "model_utility", "model_utility_arithmetic", "utility_soul",
 ]  # fmt: skip
+OU_MIN_K = 40  # percent, open-unlearning's configuration of mia_min_k
+ONLY_EOS = "no answer has a token before EOS"
 Absent = dict[str, str]  # metric -> why it is not there
 
 
@@ -39,8 +41,8 @@ def summarise(
     for split, some in splits.items():
         out |= _split_metrics(split, some, config)
     out |= _utility(splits)
-    out |= _memorisation(splits["forget"])
     for part, missing in (
+        _memorisation(splits["forget"]),
         _forget_quality(splits, retain_rows),
         _membership(splits, config, facts_trained),
     ):
@@ -97,7 +99,7 @@ def _probability(split: str, rows: list[Row]) -> Any:
 
 def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str, Metric]:
     goal = {"forget": "retain", "holdout": "retain"}.get(split, "up")
-    share = "p/(p + sum of false p)" if split in FACTS else "exp(-mean nll) of the answer"
+    share = "p/(p + sum of false p)" if split in FACTS else "exp(-mean nll) of the answer, EOS included"
     out = {
         "prob": _mean(_probability(split, rows), goal, f"probability: {share}"),
         "rougeL": _mean(_column(rows, "rougeL"), goal, f"ROUGE-L recall, stemmed, greedy answer ({ROUGE_WORDS})"),
@@ -125,15 +127,32 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
     return {f"{split}_{k}": v for k, v in out.items()}
 
 
-def _memorisation(rows: list[Row]) -> dict[str, Metric]:
-    strength = [m.extraction_strength(row["correct"]) for row in rows]
-    exact = [m.exact_memorization(row["correct"]) for row in rows]
-    return {
+def _memorisation(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
+    """Return what greedy decoding recites, over all tokens of the answer and by open-unlearning's definitions (_ou)."""
+    all_tokens = [row["correct"] for row in rows]
+    out = {
         "forget_extraction_strength": _mean(
-            strength, "retain", "share of the answer that greedy decoding completes, longest correct suffix"
+            [m.extraction_strength(correct) for correct in all_tokens], "retain",
+            "share of the answer, EOS included, that greedy decoding completes: longest correct suffix, 0 without one",
         ),
-        "forget_exact_memorization": _mean(exact, "retain", "share of answer tokens that are the arg-max"),
-    }
+        "forget_exact_memorization": _mean(
+            [m.exact_memorization(correct) for correct in all_tokens], "retain",
+            "share of the answer's tokens, EOS included, that are the arg-max",
+        ),
+    }  # fmt: skip
+    without_eos = [correct[:-1] for correct in all_tokens if len(correct) > 1]
+    if not without_eos:
+        return out, dict.fromkeys(("forget_extraction_strength_ou", "forget_exact_memorization_ou"), ONLY_EOS)
+    return out | {
+        "forget_extraction_strength_ou": _mean(
+            [m.extraction_strength_ou(correct) for correct in without_eos], "retain",
+            "open-unlearning's extraction strength: longest correct suffix without EOS, one token at least",
+        ),
+        "forget_exact_memorization_ou": _mean(
+            [m.exact_memorization(correct) for correct in without_eos], "retain",
+            "open-unlearning's exact memorization: share of the answer's tokens without EOS that are the arg-max",
+        ),
+    }, {}  # fmt: skip
 
 
 def _utility(splits: dict[str, list[Row]]) -> dict[str, Metric]:
@@ -208,36 +227,58 @@ def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None)
 def _membership(
     splits: dict[str, list[Row]], config: EvalConfig, facts_trained: bool
 ) -> tuple[dict[str, Metric], Absent]:
-    forget = splits["forget"]
-    out: dict[str, Metric] = {}
-    absent: Absent = {}
-
-    def area(
-        members: list[Row], others: list[Row], of: Callable[[Row], list[float]], statistic: Any
-    ) -> tuple[float, Any]:
-        a, b = ([m.min_k(of(r), config.min_k) for r in rows] for rows in (members, others))
-        return statistic(a, b), m.bootstrap(a, b, statistic=statistic)
-
-    def answer(row: Row) -> list[float]:
-        return row["answer_logps"]
-
-    name = f"AUROC of Min-{config.min_k:g}% on answer tokens, forget (member) against"
-    if "holdout" in splits:
-        value, ci = area(forget, splits["holdout"], answer, m.auroc)
-        out["mia"] = Metric(value, len(forget), "retain", f"{name} held-out authors; 0.5 = no trace", ci)
-    else:
-        absent["mia"] = "no held-out authors; set task.holdout_authors"
+    out, absent = _against_holdout(splits["forget"], splits.get("holdout"), config)
     if facts_trained:
-        absent["mia_released"] = absent["mia_facts"] = "real authors and world facts were trained on: not non-members"
-        return out, absent
-    facts = [r for s in FACTS for r in splits[s]]
-    value, ci = area(forget, facts, answer, m.auroc)
-    out["mia_facts"] = Metric(
-        value, len(forget), "retain", f"{name} real authors and world facts: out of distribution", ci
+        reason = "real authors and world facts were trained on: not non-members"
+        return out, absent | dict.fromkeys(("mia_facts", "mia_released"), reason)
+    facts = [row for split in FACTS for row in splits[split]]
+    out["mia_facts"] = _area(
+        [_min_k(rows, config.min_k) for rows in (splits["forget"], facts)],
+        f"{_min_k_text(config.min_k)} real authors and world facts: out of distribution",
     )
-    value, ci = area(forget, facts, lambda r: r["prompt_logps"] + r["answer_logps"], m.auroc_released)
-    out["mia_released"] = Metric(
-        value, len(forget), "retain",
-        f"as in SOUL's released code, labels misaligned, sign inverted; Min-{config.min_k:g}% on prompt and answer", ci,
-    )  # fmt: skip
+    out["mia_released"] = _area(
+        [
+            [m.min_k(row["prompt_logps"] + row["answer_logps"], config.min_k) for row in rows]
+            for rows in (splits["forget"], facts)
+        ],
+        f"as in SOUL's released code, labels misaligned, sign inverted; Min-{config.min_k:g}% on prompt and answer",
+        m.auroc_released,
+    )
     return out, absent
+
+
+def _against_holdout(
+    forget: list[Row], holdout: list[Row] | None, config: EvalConfig
+) -> tuple[dict[str, Metric], Absent]:
+    """Return membership against held-out authors, over all tokens of the answer and as open-unlearning has it (_ou)."""
+    if holdout is None:
+        return {}, dict.fromkeys(("mia", "mia_min_k_ou"), "no held-out authors; set task.holdout_authors")
+    scores = [_min_k(rows, config.min_k) for rows in (forget, holdout)]
+    out = {"mia": _area(scores, f"{_min_k_text(config.min_k)} held-out authors; 0.5 = no trace")}
+    without_eos = [
+        [m.min_k(row["answer_logps"][:-1], OU_MIN_K) for row in rows if len(row["answer_logps"]) > 1]
+        for rows in (forget, holdout)
+    ]
+    if not all(without_eos):
+        return out, {"mia_min_k_ou": ONLY_EOS}
+    out["mia_min_k_ou"] = _area(
+        without_eos,
+        f"open-unlearning's mia_min_k: AUROC of Min-{OU_MIN_K}% on the answer's tokens without EOS, forget (member) "
+        "against held-out authors",
+    )
+    return out, {}
+
+
+def _min_k(rows: list[Row], percent: float) -> list[float]:
+    return [m.min_k(row["answer_logps"], percent) for row in rows]
+
+
+def _min_k_text(percent: float) -> str:
+    return f"AUROC of Min-{percent:g}% on the answer's tokens, EOS included, forget (member) against"
+
+
+def _area(scores: list[list[float]], definition: str, statistic: Callable[..., float] = m.auroc) -> Metric:
+    """Return the AUROC of members' against others' scores, with its interval."""
+    members, others = scores
+    interval = m.bootstrap(members, others, statistic=statistic)
+    return Metric(statistic(members, others), len(members), "retain", definition, interval)
