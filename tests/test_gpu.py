@@ -23,16 +23,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli.adapters import LoRA
+from soul_cli.core.types import Prompted
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
-from soul_cli.methods import Method
-from soul_cli.models import AnswerModel
+from soul_cli.models.adapters import LoRA
+from soul_cli.models.answer_model import AnswerModel
+from soul_cli.objective.methods import Method
 from soul_cli.optim import kernel
 from soul_cli.optim.build import Mode, Optim
 from soul_cli.optim.curvature import sample_labels
-from soul_cli.train import TrainData, Trainer
-from soul_cli.types import Prompted
+from soul_cli.train.loop import TrainData, Trainer
 
 pytestmark = pytest.mark.gpu
 MakeLM = Callable[..., Any]
