@@ -22,6 +22,7 @@ from bench_setup import Measured
 from gpu_setup import LINES, OK
 
 SCRIPTS = Path(__file__).parent
+GRACE = 5.0  # seconds
 OUTCOMES = ("passed", "failed", "skipped")  # of a test
 
 
@@ -60,7 +61,7 @@ def run(name: str, seconds: float, args: argparse.Namespace) -> Outcome:
     with log.open("w") as text:
         process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            process.wait(seconds + 5)  # it watches its time itself, where it can
+            process.wait(seconds + GRACE)  # most watch their time themselves
             how = OK if process.returncode == 0 else f"failed: {last_line(log)}"
         except subprocess.TimeoutExpired:
             how = "ended by its time"

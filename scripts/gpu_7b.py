@@ -9,7 +9,9 @@ import gc
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from soul_cli.data.encode import Encoder
 from soul_cli.experiment.base_models import train_tokenizer
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import untrained
+from soul_cli.planning.memory import Footprint
 from soul_cli.planning.plan import FRAGMENTS, GIB, RESERVE
 from soul_cli.planning.stages import Sizes, sizes
 from soul_cli.train.loop import TrainData, Trainer
@@ -41,6 +44,7 @@ SMALL = [  # of the rehearsal
     "model.architecture.num_hidden_layers=2", "model.architecture.num_attention_heads=2",
     "model.architecture.num_key_value_heads=2", "task.source=embedded", "train.batch_size=2",
 ]  # fmt: skip
+EVERY = 2  # step estimates the curvature, so that a few steps show both kinds
 KEEP = 2.0  # GiB of main memory that an offloaded run leaves alone
 VOCABULARY = 4096  # of the tokenizer made of TOFU's own text
 
@@ -51,9 +55,10 @@ class Machine:
     products: float  # operations a second
 
 
-def configured(one: Job, overrides: list[str]) -> RunConfig:
+def configured(one: Job, overrides: list[str], optim: str) -> list[str]:
     source = [f"task.source={one.tofu}"] if one.tofu else []
-    return compose(["method=npo", "task=tofu", *overrides, *source, *(SMALL if one.rehearse else [])])
+    every = [f"optim.hessian_every={EVERY}"] if optim == "soul" else []
+    return ["method=npo", "task=tofu", f"optim={optim}", *overrides, *every, *source, *(SMALL if one.rehearse else [])]
 
 
 def model(config: RunConfig, device: torch.device) -> Any:
@@ -88,7 +93,7 @@ def lengths_of(config: RunConfig) -> tuple[Sizes, Sizes]:
     return tuple(sizes(items, per_word, config.model.max_length) for items in (data.forget, data.retain))
 
 
-def in_the_way(config: RunConfig, held: Any, device: torch.device) -> str:
+def in_the_way(held: Footprint, device: torch.device) -> str:
     """Why the planned run does not fit; empty if it does."""
     if device.type == "cpu":
         return ""
@@ -115,15 +120,22 @@ def ordered(trainer: Trainer, forget: Sizes, retain: Sizes) -> Iterator[Step]:
     yield from plan
 
 
-def train(one: Job, name: str, optim: str, overrides: list[str], machine: Machine, count: int) -> None:
-    """Seconds of a step and what they are made of, and the peak of memory; count: steps that are timed."""
-    # every other step estimates the curvature, so that both kinds of step are seen
-    config = configured(one, [*overrides, f"optim={optim}", *(["optim.hessian_every=2"] if optim == "soul" else [])])
+def plan(overrides: list[str]) -> Footprint:
+    """What plan=true says of a run; a process of its own can call it."""
+    config = compose(overrides)
+    return planned(config, config.model.architecture.lm_config(), *lengths_of(config))[2]
+
+
+def train(one: Job, what: str, overrides: list[str], held: Footprint, machine: Machine, count: int) -> None:
+    """Seconds of a step and what they are made of, and the peak of memory.
+
+    held: the plan; count: steps that are timed.
+    """
+    config = compose(overrides)
     lm_config = config.model.architecture.lm_config()
     forget, retain = lengths_of(config)
-    held = planned(config, lm_config, forget, retain)[2]
-    if why := in_the_way(config, held, one.device):
-        return one.note(f"{name}, {optim}: does not fit; {why}")
+    if why := in_the_way(held, one.device):
+        return one.note(f"{what}: does not fit; {why}")
     free(one.device)
     lm = model(config, one.device)
     work = Work.of(lm, config)
@@ -143,14 +155,14 @@ def train(one: Job, name: str, optim: str, overrides: list[str], machine: Machin
         step = next(steps)
         work.add([[*(forget[i] for i in f), *(retain[i] for i in r)] for f, r in step.micro])
         value = seconds(lambda step=step, index=index: trainer._step(step, index, made), one.device)
-        estimates = optim == "soul" and index % 2 == 0
-        took[estimates] = took.get(estimates, 0.0) + value / (count / 2 if optim == "soul" else count)
-    say_step(one, f"{name}, {optim}", work, took, count, machine)
+        estimates = config.optim.name == "soul" and index % EVERY == 0
+        took[estimates] = took.get(estimates, 0.0) + value / (count / EVERY if config.optim.name == "soul" else count)
+    say_step(one, what, work, took, count, machine)
     if one.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
         parts = ", ".join(f"{k} {getattr(held, k) / 1e9:.2f}" for k in ("weights", "gradients", "masters", "states"))
         one.measured(
-            f"{name}, {optim}: peak memory against the plan", "7B", peak / held.peak, None,
+            f"{what}: peak memory against the plan", "7B", peak / held.peak, None,
             f"{peak / 1e9:.2f} GB allocated (and {torch.cuda.max_memory_reserved() / 1e9:.2f} reserved) against "
             f"{held.peak / 1e9:.2f} planned: {parts}, curvature {held.curvature / 1e9:.2f}, "
             f"activations {held.activations / 1e9:.2f}",
@@ -209,7 +221,8 @@ def say_step(one: Job, what: str, work: Work, took: dict[bool, float], count: in
     )  # fmt: skip
     one.measured(
         f"{what}: share of the bf16 rate, what training needs", "7B",
-        work.useful / count / took[False] / machine.products, None, "the same step; padding and repetition do not count",
+        work.useful / count / took[False] / machine.products, None,
+        "the same step; padding and what is computed again do not count",
     )  # fmt: skip
 
 
@@ -245,7 +258,7 @@ class Watch:
 
 def evaluate(one: Job, machine: Machine) -> None:
     """The forget rows of forget10 as the task evaluates them: scoring, then decoding."""
-    config = configured(one, ["experiment=llama2_7b/lora"])
+    config = compose(configured(one, KINDS["adapters"], "adamw"))
     free(one.device)
     lm = model(config, one.device)
     let_answers_end(lm)
@@ -279,8 +292,8 @@ def _evaluate(
     each = took["generating"] / max(1, watch.steps)
     one.measured(
         "decoding, seconds over its floor", size, took["generating"] / (watch.floor + prompts), None,
-        f"{took['generating']:.2f} s; {watch.steps} steps of {each * 1e3:.1f} ms; floor {watch.floor:.2f} s (weights and "
-        f"cache at copy bandwidth, or products) and {prompts:.2f} s for prompts",
+        f"{took['generating']:.2f} s; {watch.steps} steps of {each * 1e3:.1f} ms; floor {watch.floor:.2f} s (weights "
+        f"and cache at copy bandwidth, or products) and {prompts:.2f} s for prompts",
     )  # fmt: skip
     if one.device.type == "cuda":
         one.note(f"evaluation, budget {budget}: peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
@@ -313,18 +326,23 @@ def main() -> None:
         f"copies {machine.bandwidth / 1e12:.3f} TB/s, read and written; bfloat16 products "
         f"{machine.products / 1e12:.0f} TFLOP/s"
     )
-    for name, overrides in KINDS.items():
-        for optim in ("adamw", "soul"):
-            offloads = "offload" in name
+    runs = {f"{name}, {o}": configured(one, more, o) for name, more in KINDS.items() for o in ("adamw", "soul")}
+    if one.rehearse:
+        runs = {what: runs[what] for what in ("adapters, adamw", "adapters, soul", "all weights, offload, soul")}
+    # plans are traced by other processors meanwhile
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // 2), get_context("spawn")) as pool:
+        plans = {what: pool.submit(plan, overrides) for what, overrides in runs.items()}
+        for what, overrides in runs.items():
+            offloads = "offload" in what
             if one.left < (70 if offloads else 25) and not one.rehearse:
-                one.note(f"{name}, {optim}: no time left")
+                one.note(f"{what}: no time left")
                 continue
             try:
-                train(one, name, optim, overrides, machine, 2 if offloads else 4)
+                train(one, what, overrides, plans[what].result(), machine, EVERY if offloads else 2 * EVERY)
             except torch.cuda.OutOfMemoryError as error:
-                one.note(f"{name}, {optim}: {str(error).splitlines()[0]}")
-        if name == "adapters":
-            evaluate(one, machine)
+                one.note(f"{what}: {str(error).splitlines()[0]}")
+            if what == "adapters, soul":
+                evaluate(one, machine)
 
 
 if __name__ == "__main__":
