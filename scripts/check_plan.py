@@ -19,9 +19,9 @@ from soul_cli.core.types import Prompted
 from soul_cli.data.rows import Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import Architecture, untrained
-from soul_cli.planning.memory import LiveBytes, footprint, work
+from soul_cli.planning.memory import Footprint, LiveBytes, footprint, work
 from soul_cli.planning.plan import setting_of
-from soul_cli.planning.stages import stage_of
+from soul_cli.planning.stages import Sizes, stage_of
 from soul_cli.train.loop import TrainData, Trainer
 
 TOLERANCE = 0.15
@@ -77,14 +77,20 @@ def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90)
             activation_checkpointing=checkpointing,
         ).train(work_dir, lambda *a: None)
     sizes = [tuple((len(r.prompt), len(r.answers[0])) for r in some) for some in (forget, retain)]
-    stage = stage_of("unlearning", problem, config.optim, train, *sizes, seed=0, gpus=1)
+    return live.most, plan_of(config, lm_config, *sizes).peak
+
+
+def plan_of(config: RunConfig, lm_config: Any, forget: Sizes, retain: Sizes) -> Footprint:
+    """What plan=true makes of unlearning rows of these lengths on one GPU."""
+    train, problem = config.train, config.problem
+    assert problem is not None
+    stage = stage_of("unlearning", problem, config.optim, train, forget, retain, seed=config.seed, gpus=1)
     adapters = (train.lora.r, train.lora.alpha) if train.lora else None
-    one = work(lm_config, setting_of(stage, config.model.dtype, checkpointing, adapters))
-    planned = footprint(
+    one = work(lm_config, setting_of(stage, config.model.dtype, config.activation_checkpointing, adapters))
+    return footprint(
         one, config.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1, parts=1,
-        offload=False,
+        offload=config.offload,
     )  # fmt: skip
-    return live.most, planned.peak
 
 
 def main() -> None:

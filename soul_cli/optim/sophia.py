@@ -2,7 +2,7 @@
 
 The arithmetic stands in two free functions; the classes own groups and state.  It acts on each coordinate by itself, so
 on sharded parameters each process steps its own part; what is logged or calibrated counts the coordinates of all.
-Float32 parameters on a CPU are stepped by the same arithmetic in one pass (kernel.py).
+Float32 parameters on a CPU or a CUDA GPU are stepped by the same arithmetic in one pass (kernel.py).
 
 References
     SOUL: Jia et al., EMNLP 2024 (Algorithm 1, eq. 11).  Sophia: Liu et al., ICLR 2024 (arXiv:2305.14342).
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from soul_cli.core.distributed import all_values, every, local, over_shards
+from soul_cli.core.distributed import all_values, every, local, over_shards, sharded
 from soul_cli.objective.losses import wide
 from soul_cli.optim import kernel
 
@@ -80,13 +80,27 @@ def soul_released_step_(
 class SecondOrder(Optimizer):
     """What both have in common: states m and h of the parameter's dtype, and numbers worth logging."""
 
-    stats: dict[str, float]
+    _counted: Tensor | None = None  # `counts` of the last step, on its device
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Of the last step: unclipped share, norm of m, sum of |h|.  It waits for the device, where `step` does not."""
+        if self._counted is None:
+            return {}
+        unclipped, active, square, size = self._counted.tolist()
+        return {"unclipped_share": unclipped / max(1, active), "m_norm": math.sqrt(square), "h_l1": size}
 
     def _state(self, p: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state[p]
         if "m" not in state:
             state["m"], state["h"] = torch.zeros_like(p), torch.zeros_like(p)
         return state["m"], state["h"]
+
+    def _part(self, p: Tensor) -> kernel.Part:
+        """This process's part of a parameter, its gradient, m and h."""
+        assert p.grad is not None
+        whole = (p, p.grad, *self._state(p))
+        return tuple(map(local, whole)) if sharded(p) else whole  # type: ignore[return-value]
 
     def _states(self) -> list[dict[str, Tensor]]:
         """In the order of the groups, which a resumed run shares (that of self.state it does not)."""
@@ -101,16 +115,14 @@ class SecondOrder(Optimizer):
         groups: list[tuple[list[kernel.Part], tuple[float, ...]]] = []
         for group in self.param_groups:
             stepped = [p for p in group["params"] if p.grad is not None]
-            parts = [(local(p), local(p.grad), *map(local, self._state(p))) for p in stepped]
-            groups.append((parts, options(group)))  # type: ignore[arg-type]
+            groups.append(([self._part(p) for p in stepped], options(group)))
         everything = [part for parts, _ in groups for part in parts]
         if kernel.takes(everything):
-            total = torch.tensor(kernel.step(step_.__name__, groups), dtype=torch.float64)
+            total = kernel.step(step_.__name__, groups)
         else:
             each = [step_(*some, *opts) for parts, opts in groups for part in parts for some in pieces(*part)]
             total = torch.stack(each).sum(0)
-        unclipped, active, square, size = over_shards(total, self._states()[0]["m"]).tolist()
-        self.stats = {"unclipped_share": unclipped / max(1, active), "m_norm": math.sqrt(square), "h_l1": size}
+        self._counted = over_shards(total, next(iter(self.state)))
 
 
 class Soul(SecondOrder):
@@ -137,7 +149,6 @@ class Soul(SecondOrder):
             )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "rho": rho, "share": unclipped_share, "calibrate": False})
-        self.stats = {}
 
     @torch.no_grad()
     def update_hessian(self, estimates: dict[Tensor, Tensor]) -> None:
@@ -174,7 +185,11 @@ class Soul(SecondOrder):
             return group["lr"], 1 - group["lr"] * group["weight_decay"], gain, group["rho"], group["eps"]
 
         self._update(soul_step_, options)
-        self.stats["rho"] = float(self.param_groups[0]["rho"])
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Those of both, and rho."""
+        return {**super().stats, "rho": float(self.param_groups[0]["rho"])} if self._counted is not None else {}
 
     def _calibrated(self, share: float) -> float:
         """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0.
@@ -185,12 +200,9 @@ class Soul(SecondOrder):
         """
         states = self._states()
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
-        ratios = []
-        for s in states:
-            m, h = wide(every(s["m"], stride)).abs(), wide(every(s["h"], stride))
-            seen = (m > 0) & (h > 0)
-            ratios.append(m[seen] / h[seen])
-        values = all_values(torch.cat(ratios), states[0]["m"]).cpu().numpy()
+        m, h = (wide(torch.cat([every(s[name], stride) for s in states])) for name in ("m", "h"))
+        seen = (m != 0) & (h > 0)
+        values = all_values(m[seen].abs() / h[seen], states[0]["m"]).cpu().numpy()
         if not len(values):
             return 1.0  # no curvature anywhere: every rho gives the same step
         above = min(len(values) - 1, int(share * len(values)))
@@ -212,7 +224,6 @@ class SoulReleased(SecondOrder):
         weight_decay: float,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "rho": rho, "bs": bs, "weight_decay": weight_decay})
-        self.stats = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

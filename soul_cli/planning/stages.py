@@ -58,17 +58,21 @@ def architecture(config: RunConfig) -> tuple[Any, float]:
     return known.lm_config(), known.tokens_per_word
 
 
+def sizes(items: Sequence[QA], per_word: float, most: int) -> Sizes:
+    """Return what questions and answers take, from their words.  most: tokens of both together."""
+
+    def row(qa: QA) -> tuple[int, int]:
+        p, a = (math.ceil(len(text.split()) * per_word) for text in (qa.question, qa.answer))
+        prompt = min(p + TEMPLATE, most - 1)
+        return prompt, min(a + 1, most - prompt)
+
+    return tuple(map(row, items))
+
+
 def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> list[Stage]:
     """The trainings still to be done if nothing were cached.  The base phase of the embedded model is left out."""
 
-    def row(question: str, answer: str) -> tuple[int, int]:
-        p, a = (math.ceil(len(text.split()) * per_word) for text in (question, answer))
-        prompt = min(p + TEMPLATE, config.model.max_length - 1)
-        return prompt, min(a + 1, config.model.max_length - prompt)
-
-    def rows(items: Sequence[QA]) -> Sizes:
-        return tuple(row(qa.question, qa.answer) for qa in items)
-
+    rows = partial(sizes, per_word=per_word, most=config.model.max_length)
     out = []
     recipe = config.model.finetune
     known = rows(data.rehearsed) if isinstance(config.model, EmbeddedModel) else ()
