@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 
+from soul_cli.experiment.pipeline import Pipeline
+
 from soul_cli.cli import quiet
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import start
 from soul_cli.core.screen import say
 from soul_cli.experiment.config import compose
-from soul_cli.experiment.pipeline import Pipeline
 
 
 def main(which: str, overrides: list[str]) -> None:
