@@ -68,7 +68,22 @@ def test_plain_has_no_objects() -> None:
     assert plain(compose(["optim=soul"]).optim)["mode"] == "joint"
 
 
+def test_one_value_stands_for_a_list_of_one() -> None:
+    task = compose(
+        ["task=copyright", "task.forget_books=oz.txt", "task.retain_books=hub:a/b", "task.prompt_words=20"]
+    ).task
+    assert (task.forget_books, task.retain_books, task.prompt_words) == (["oz.txt"], ["hub:a/b"], [20])  # type: ignore[union-attr]
+    assert compose(["task.forget_names=A. Author"]).task.forget_names == ["A. Author"]  # type: ignore[union-attr]
+    assert compose([]).task.forget_names is None  # type: ignore[union-attr]
+
+
 MISTAKES = [
+    (["task=copyright", "task.prompt_words=few"], ["task.prompt_words", "few"]),
+    (["task=copyright", "task.forget_books=null"], ["task.forget_books"]),
+    (
+    ),
+    (
+    ),
     (["model=hub"], ["model.path"]),
     (["optim.lr=fast"], ["optim.lr", "Float"]),
     (["optim.lr=-1"], ["optim.lr", "0 or more"]),

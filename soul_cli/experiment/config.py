@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_cli.core.files import CONFIGS
@@ -153,9 +153,21 @@ def _schema(group: str, values: DictConfig) -> type:
     return GROUPS[group][name]
 
 
+def _listed(values: DictConfig, schema: Any) -> DictConfig:
+    """The values with each single one a list where a list is meant: task.forget_books=oz.txt."""
+    out = values.copy()
+    for node, kind in get_type_hints(schema).items():
+        if node in values and not OmegaConf.is_missing(values, node) and (value := values[node]) is not None:
+            if is_dataclass(kind) and isinstance(value, DictConfig):
+                out[node] = _listed(value, kind)
+            elif any(get_origin(k) is list for k in (kind, *get_args(kind))) and not isinstance(value, ListConfig):
+                out[node] = [value]
+    return out
+
+
 def _typed(key: str, values: DictConfig, schema: type) -> Any:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _listed(values, schema)))
     except OmegaConfBaseException as error:
         text = str(error).splitlines()[0]
         where = f"{key}.{error.full_key}" if error.full_key else key
