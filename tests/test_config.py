@@ -80,9 +80,14 @@ def test_one_value_stands_for_a_list_of_one() -> None:
 MISTAKES = [
     (["task=copyright", "task.prompt_words=few"], ["task.prompt_words", "few"]),
     (["task=copyright", "task.forget_books=null"], ["task.forget_books"]),
+    (["task.holdout_authors=-1"], ["task.holdout_authors=-1", "0 or more"]),
     (
+        ["task.holdout_authors=3", "task.target_model=a/b"],
+        ["task.holdout_authors=3", "task.target_model", "non-members"],
     ),
     (
+        ["task.holdout_authors=3", "task.retain_model=a/b"],
+        ["task.holdout_authors=3", "task.retain_model", "non-members"],
     ),
     (["model=hub"], ["model.path"]),
     (["optim.lr=fast"], ["optim.lr", "Float"]),

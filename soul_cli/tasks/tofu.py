@@ -34,9 +34,18 @@ class TOFU:
     retain_model: str | None
     retain_rows: str | None  # a finished evaluation of a retain-trained model
 
-    def load(self, cache_dir: Path) -> TaskData:
+    def __post_init__(self) -> None:
         if self.holdout_authors < 0:
             raise UserError(f"task.holdout_authors={self.holdout_authors}: must be 0 or more")
+        for key in ("target_model", "retain_model"):
+            if self.holdout_authors and getattr(self, key):
+                raise UserError(
+                    f"task.holdout_authors={self.holdout_authors} with task.{key}: a ready model was not trained here "
+                    "and may well know these authors, so that they are no non-members; set task.holdout_authors=0 and "
+                    "put rows on authors it never saw into holdout_perturbed.json"
+                )
+
+    def load(self, cache_dir: Path) -> TaskData:
         data = load_tofu(self.source, self.forget, self.holdout_authors, cache_dir, self.retain_authors)
         names = self.forget_names or data.names
         prompt = (

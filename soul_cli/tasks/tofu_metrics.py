@@ -222,7 +222,10 @@ def _membership(
         value, ci = area(forget, splits["holdout"], answer, m.auroc)
         out["mia"] = Metric(value, len(forget), "retain", f"{name} held-out authors; 0.5 = no trace", ci)
     else:
-        absent["mia"] = "no held-out authors; set task.holdout_authors"
+        absent["mia"] = (
+            "no held-out authors: task.holdout_authors takes some out of the training; a ready model needs rows on "
+            "authors it never saw, in holdout_perturbed.json"
+        )
     if facts_trained:
         absent["mia_released"] = absent["mia_facts"] = "real authors and world facts were trained on: not non-members"
         return out, absent
