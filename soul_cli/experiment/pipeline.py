@@ -18,7 +18,7 @@ from soul_cli.core import cost
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import everyone, gather, main, once, rank, share, together, whole_state, world
 from soul_cli.core.files import code_digest, digest, read_json, read_lines, write_text
-from soul_cli.core.screen import Bar, Line, bar
+from soul_cli.core.screen import Bar, Line, bar, say
 from soul_cli.core.types import QA, Prompted, Row, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
@@ -31,7 +31,7 @@ from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU, Finetune, Method
 from soul_cli.optim.build import Optim
-from soul_cli.tasks.base import TaskData
+from soul_cli.tasks.base import TaskData, check_lengths, measure_training
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.influence import Influence
 from soul_cli.train.loop import TrainData, Trainer
@@ -149,6 +149,7 @@ class Pipeline:
                     model.initialise(texts, self.config.target_seed, untrained)
 
             once(initialise)
+            self.check_texts(ModelRef(str(untrained), ""))
             with bar("base model, trained from scratch") as progress:
                 self._finetune(ModelRef(str(untrained), ""), rows, model.base, work, out, progress)
 
@@ -248,6 +249,31 @@ class Pipeline:
 
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
         return Encoder(models.load_tokenizer(ref), self.template, self.config.model.max_length, system)
+
+    def check_texts(self, ref: ModelRef | None = None) -> None:
+        """Refuse texts that the model cannot read, before anything is trained; say what evaluation cuts short.
+
+        ref: whose tokenizer; None: the run's own, where there is one before the base model is trained.
+        """
+        model, method, task = self.config.model, self.config.method, self.config.task
+        if ref is None:
+            if isinstance(model, EmbeddedModel) and "base" in self.missing():
+                return  # base() comes back with it
+            ref = self.base() if self.needs_base() else self.target()
+        encoder = self.encoder(ref)
+        asked = self.encoder(ref, self.data.system_prompt) if method.prompts else encoder
+        rows = self.data.full if self.needs_base() else []
+        if method.trains and not rows:
+            rows = self.data.forget + (self.data.retain if method.needs_retain else [])
+
+        def check() -> None:
+            parts = measure_training(encoder, self.data, rows, refuses=method.learns_refusal)
+            parts |= {split: task.measure(asked, split, items) for split, items in self.splits().items()}
+            check_lengths(parts, model.max_length)
+            for note in task.cut(encoder, self.splits(), self.config.eval):
+                say(note)
+
+        once(check)
 
     @property
     def template(self) -> str:

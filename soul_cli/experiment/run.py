@@ -14,7 +14,7 @@ from soul_cli.core import cost
 from soul_cli.core import run_folder as results
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import main, once, start
-from soul_cli.core.files import TEMPORARY, code_digest, digest, locked, read_json, read_lines, sha256, write_text
+from soul_cli.core.files import TEMPORARY, code_digest, digest, locked, read_json, sha256, write_text
 from soul_cli.core.screen import Bar, bar, say
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.evaluate import general
@@ -25,6 +25,7 @@ from soul_cli.experiment.header import describe, what
 from soul_cli.experiment.pipeline import EVALUATION, UNLEARNING, Pipeline, save, versions, write_rows
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU
+from soul_cli.tasks.base import read_retain_rows
 from soul_cli.train import checkpoint
 
 WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs
@@ -56,6 +57,9 @@ def run(config: RunConfig) -> Path:
         else:
             general.prepare(config.eval.lm_eval)
             say(describe(config, data, pipe, folder))
+            if config.task.retain_rows:
+                config.task.check_retain_rows(read_retain_rows(rows_of(config.task.retain_rows)), pipe.splits())
+            pipe.check_texts()
             _run(pipe, folder, key)
         once(lambda: _tidy(folder))
     return folder
@@ -104,7 +108,7 @@ def _run(pipe: Pipeline, folder: Path, key: str) -> None:
     if retain is not None:
         rows["retain_trained"] = pipe.rows("evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
-        rows["retain_trained"] = read_lines(rows_of(task.retain_rows))
+        rows["retain_trained"] = read_retain_rows(rows_of(task.retain_rows))
     if config.method.prompts:
         say(f"system prompt: {data.system_prompt}")
         rows["this_run"] = pipe.rows("evaluate", target, "the prompted model", data.system_prompt)
