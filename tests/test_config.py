@@ -44,6 +44,22 @@ def test_every_row_of_the_paper(experiment: str) -> None:
     assert config.task.source == ("Book" if copyright else "locuslab/TOFU")
 
 
+@pytest.mark.parametrize("task", ["tofu", "copyright"])
+def test_rows_of_one_table_differ_in_method_and_optimizer_alone(task: str) -> None:
+    rows = [e for e in names("experiment") if e.startswith(f"paper/{task}_")]
+    books = ["task.forget_books=[book.txt]"] if task == "copyright" else []
+    made = {row: compose([f"experiment={row}", *books]) for row in rows}
+    assert len(rows) == 9
+    for row, config in made.items():
+        first = made[f"paper/{task}_graddiff_fo"]
+        assert (config.task, config.model, config.eval) == (first.task, first.model, first.eval)
+        if config.method.trains:
+            assert config.train == first.train
+            assert config.optim.weight_decay == 0.1
+        text = (CONFIGS / "experiment" / f"{row}.yaml").read_text(encoding="utf-8")
+        assert "Differs from the" in text or "No training: nothing differs" in text
+
+
 @pytest.mark.parametrize("tuned", names("tuned"))
 def test_every_tuned_file_belongs_to_a_choice(tuned: str) -> None:
     task, model, rest = tuned.split("_", 2)
@@ -68,7 +84,27 @@ def test_plain_has_no_objects() -> None:
     assert plain(compose(["optim=soul"]).optim)["hessian_data"] == "both"
 
 
+def test_one_value_stands_for_a_list_of_one() -> None:
+    task = compose(
+        ["task=copyright", "task.forget_books=oz.txt", "task.retain_books=hub:a/b", "task.prompt_words=20"]
+    ).task
+    assert (task.forget_books, task.retain_books, task.prompt_words) == (["oz.txt"], ["hub:a/b"], [20])  # type: ignore[union-attr]
+    assert compose(["task.forget_names=A. Author"]).task.forget_names == ["A. Author"]  # type: ignore[union-attr]
+    assert compose([]).task.forget_names is None  # type: ignore[union-attr]
+
+
 MISTAKES = [
+    (["task=copyright", "task.prompt_words=few"], ["task.prompt_words", "few"]),
+    (["task=copyright", "task.forget_books=null"], ["task.forget_books"]),
+    (["task.holdout_authors=-1"], ["task.holdout_authors=-1", "0 or more"]),
+    (
+        ["task.holdout_authors=3", "task.target_model=a/b"],
+        ["task.holdout_authors=3", "task.target_model", "non-members"],
+    ),
+    (
+        ["task.holdout_authors=3", "task.retain_model=a/b"],
+        ["task.holdout_authors=3", "task.retain_model", "non-members"],
+    ),
     (["model=hub"], ["model.path"]),
     (["optim.lr=fast"], ["optim.lr", "Float"]),
     (["optim.lr=-1"], ["optim.lr", "0 or more"]),

@@ -15,7 +15,7 @@ import torch
 
 from soul_cli.core.cache import Cache
 from soul_cli.core.types import Metric, Row, UserError
-from soul_cli.evaluate import general
+from soul_cli.evaluate import general, lm_tasks
 from soul_cli.evaluate.general import FILES, ZERO_SHOT, LmEvalConfig
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
@@ -44,7 +44,7 @@ MISTAKES = [
     (["limit=0"], ["eval.lm_eval.limit=0", "1 or more", "null"]),
     (["batch_size=0"], ["eval.lm_eval.batch_size=0", "1 or more"]),
     (["max_length=1"], ["eval.lm_eval.max_length=1", "2 or more"]),
-    (["tasks=piqa"], ["eval.lm_eval.tasks"]),
+    (["tasks=null"], ["eval.lm_eval.tasks"]),
     (["tasks=[piqa]", "include_path=/nowhere"], ["eval.lm_eval.include_path=/nowhere", "folder"]),
     (["tasks=[general]", "data_dir=/nowhere"], ["eval.lm_eval.data_dir=/nowhere", "wikitext-2-raw/test.jsonl"]),
 ]
@@ -95,6 +95,35 @@ def test_identity_follows_content_not_paths(tmp_path: Path) -> None:
     assert settings(**used[0]).identity() is settings(limit=3).identity() is None  # off: nothing matters
     run, again = ([f"eval.lm_eval.{k}={v}" for k, v in w.items()] + ["eval.lm_eval.tasks=[piqa]"] for w in used[:2])
     assert compose(run).identity() == compose(again).identity() != compose(["eval.limit=null"]).identity()
+
+
+# --- local documents ---------------------------------------------------------------------------------------
+
+
+def test_local_documents_in_any_form(tmp_path: Path) -> None:
+    rows = [{"question": "Où?", "choices": ["a", "b"], "label": 1}, {"question": "Who?", "choices": ["c"], "label": 0}]
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    for text in ("\ufeff" + lines, lines.replace("\n", "\r\n\r\n"), json.dumps(rows, indent=1)):
+        (tmp_path / "test.jsonl").write_text(text, encoding="utf-8")
+        assert lm_tasks.read(str(tmp_path / "test.jsonl"))["test"].to_list() == rows
+    (tmp_path / "wiki.jsonl").write_bytes('{"text": " = One = \\n"}\n{"text": ""}\n{"text": " é \\n"}'.encode("utf-16"))
+    assert lm_tasks.articles(str(tmp_path / "wiki.jsonl"))["test"].to_list() == [{"page": " = One = \n \n é \n"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n", "no document in it"),
+        (b'{"q": 1}\n{"q": "\xe9"}', r"line 2: not UTF-8"),
+        (b'{"q": 1}\n{"q": "\\ud83d"}', r"line 2: field 'q' has half a surrogate pair"),
+        (b'{"q": 1, "a": 2}\n{"q": 1}', r"line 2: field 'a' is missing \(other documents have it\)"),
+        (b'{"q": 1}\n{"q": ', r"line 2: not JSON"),
+    ],
+)
+def test_bad_documents_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "test.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"test\.jsonl.*{message}"):
+        lm_tasks.read(str(tmp_path / "test.jsonl"))
 
 
 # --- rows -> metrics ---------------------------------------------------------------------------------------

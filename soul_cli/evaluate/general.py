@@ -229,6 +229,8 @@ def _load(name: str, path: Path | None, include_path: str | None) -> Any:
             )
         try:
             return manager.load([name])
+        except UserError:
+            raise
         except Exception as error:
             text = (str(error).splitlines() or [""])[0]
             raise UserError(

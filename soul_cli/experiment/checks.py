@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from soul_cli.core.types import QA, UserError
+from soul_cli.core.types import UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, takes_system
 from soul_cli.experiment import evaluation, models
@@ -13,6 +13,7 @@ from soul_cli.experiment.context import Context
 from soul_cli.models.checks import check_sizes, positions
 from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
 from soul_cli.objective.methods import Prompting
+from soul_cli.tasks.base import check_lengths, measure_training, read_retain_rows
 
 
 class Reader(NamedTuple):
@@ -27,18 +28,22 @@ def check(context: Context) -> list[str]:
     config, data = context.config, context.data
     first = _first(context)
     encoder = _encoder(context, first)
-    _check_training(context, encoder)
+    prompts = isinstance(config.method, Prompting)
+    _check_lengths(context, encoder, _encoder(context, first, data.system_prompt) if prompts else encoder)
     _check_evaluation(context, first)
+    if config.task.retain_rows:
+        given = read_retain_rows(evaluation.rows_of(config.task.retain_rows))
+        config.task.check_retain_rows(given, evaluation.splits(context))
     if config.task.retain_model:
         ref = context.given(config.task.retain_model)
         _check_evaluation(context, _reader(context, ref))
         if "target" in models.missing(context):
             context.load(ref)  # else it would be read after the target model is trained
-    notes = []
+    notes = config.task.cut(encoder, evaluation.splits(context), config.eval)
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
-    if isinstance(config.method, Prompting):
+    if prompts:
         _check_evaluation(context, first, data.system_prompt)
         if context.template == CHAT and not takes_system(first.tokenizer):
             notes.append("the chat template takes no system role: the system prompt opens the user's turn")
@@ -66,15 +71,14 @@ def _encoder(context: Context, reader: Reader, system: str = "") -> Encoder:
     return Encoder(reader.tokenizer, context.template, context.config.model.max_length, system)
 
 
-def _check_training(context: Context, encoder: Encoder) -> None:
-    """Encode what models are trained on, for the errors."""
-    data, problem = context.data, context.config.problem
+def _check_lengths(context: Context, encoder: Encoder, asked: Encoder) -> None:
+    """Refuse texts that model.max_length does not hold.  asked: what encodes the questions of this run's evaluation."""
+    data, config = context.data, context.config
     rows = data.full if models.needs_base(context) else data.forget + data.retain
-    if problem and problem.forget and "refusal" in problem.forget.needs.answers and data.forget:
-        refusal = max(data.refusals, key=lambda text: len(encoder.pair("Who?", text)))
-        rows = rows + [QA(qa.question, refusal) for qa in data.forget]
-    for qa in rows:
-        encoder.pair(qa.question, qa.answer)
+    refuses = config.problem is not None and config.problem.answers_with("refusal")
+    parts = measure_training(encoder, data, rows, refuses=refuses)
+    parts |= {split: config.task.measure(asked, split, items) for split, items in evaluation.splits(context).items()}
+    check_lengths(parts, config.model.max_length)
 
 
 def _check_evaluation(context: Context, reader: Reader, system: str = "") -> None:

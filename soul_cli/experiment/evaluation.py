@@ -13,7 +13,7 @@ from soul_cli.core import cost
 from soul_cli.core.distributed import everyone, main, once, rank, share, world
 from soul_cli.core.files import digest, read_json, read_lines, write_lines, write_text
 from soul_cli.core.screen import Bar, Line, bar
-from soul_cli.core.types import QA, Row
+from soul_cli.core.types import QA, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate import general
 from soul_cli.experiment.context import Context
@@ -113,3 +113,15 @@ def _split(
     for row in own:
         row["index"] = row["index"] * world() + rank()  # in the split, not in the share
     return sorted((row for rows in everyone(own) for row in rows), key=lambda row: row["index"])
+
+
+def rows_of(given: str) -> Path:
+    """The file of task.retain_rows: a rows file, or that of a run folder.
+
+    Of a run folder it is the unlearned model's, with method=none the original's.
+    """
+    path = Path(given).expanduser()
+    for file in (path / "rows.jsonl", path / "rows_original.jsonl", path):
+        if file.is_file():
+            return file
+    raise UserError(f"task.retain_rows={given}: no such file (a rows.jsonl, or a run folder)")

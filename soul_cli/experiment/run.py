@@ -9,10 +9,10 @@ from accelerate.utils import set_seed
 from soul_cli.core import cost
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import once, start
-from soul_cli.core.files import digest, read_lines, sha256
+from soul_cli.core.files import digest, sha256
 from soul_cli.core.run_folder import RunFolder
 from soul_cli.core.screen import Bar, bar, say
-from soul_cli.core.types import Metric, Row, UserError
+from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
 from soul_cli.evaluate.judges import make_judge
@@ -26,6 +26,7 @@ from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU
 from soul_cli.objective.methods import Prompting
+from soul_cli.tasks.base import read_retain_rows
 from soul_cli.train import checkpoint
 
 
@@ -39,7 +40,7 @@ def run(config: RunConfig) -> Path:
             "config": config.identity(),
             "data": data.digest,
             "models": [(ref.digest, context.rendered(ref)) for ref in models.ready(context)],
-            "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
+            "retain_rows": sha256(evaluation.rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
             **code(__name__, libraries=config.libraries),
         }
     )
@@ -86,7 +87,7 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
     if retain is not None:
         rows["retain_trained"] = evaluation.rows(context, "evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
-        rows["retain_trained"] = read_lines(rows_of(task.retain_rows))
+        rows["retain_trained"] = read_retain_rows(evaluation.rows_of(task.retain_rows))
     if isinstance(config.method, Prompting):
         say(f"system prompt: {data.system_prompt}")
         rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
@@ -157,15 +158,3 @@ def _train(context: Context, target: ModelRef, folder: RunFolder, others: dict[s
     context.ledger.note("unlearn", cost.spent(), cached=False)
     folder.write_trained(weights, records, outcome)
     checkpoint.clear(folder.work)
-
-
-def rows_of(given: str) -> Path:
-    """The file of task.retain_rows: a rows file, or that of a run folder.
-
-    Of a run folder it is the unlearned model's, with method=none the original's.
-    """
-    path = Path(given).expanduser()
-    for file in (path / "rows.jsonl", path / "rows_original.jsonl", path):
-        if file.is_file():
-            return file
-    raise UserError(f"task.retain_rows={given}: no such file (a rows.jsonl, or a run folder)")

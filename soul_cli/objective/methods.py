@@ -71,6 +71,10 @@ class Problem:
         pairs: dict[Kinds, Term | None] = {Kinds.forget: self.forget, Kinds.retain: self.retain}
         return {kind: term for kind, term in pairs.items() if term is not None}
 
+    def answers_with(self, name: str) -> bool:
+        """Return whether the forget term needs answers of this name."""
+        return self.forget is not None and name in self.forget.needs.answers
+
     @property
     def steps(self) -> list[Kinds]:
         """The optimizer steps a step of the run is made of, without those that have no rows."""

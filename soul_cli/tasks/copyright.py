@@ -24,7 +24,7 @@ from soul_cli.evaluate.likelihood import recited, score
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import end_tokens
 from soul_cli.tasks import copyright_metrics, general_metrics
-from soul_cli.tasks.base import Progress, TaskData, counting
+from soul_cli.tasks.base import Measured, Progress, TaskData, counting, measured
 
 BOOKS = PACKAGE / "data" / "embedded" / "books"
 SEEN = (
@@ -154,6 +154,31 @@ class Copyright:
                 notes.append(f"too short for a prompt of {words} words, left out there: {left}")
         return notes
 
+    # --- before anything is trained ------------------------------------------------------------------------
+
+    def measure(self, encoder: Encoder, split: str, items: list[QA]) -> list[Measured]:
+        if split.endswith("_text"):
+            texts = [item.answer for item in items]
+            return list(zip(texts, encoder.text_lengths(texts), strict=True))
+        asked = [(words, texts) for words in self.prompt_words for texts in self._wordings(split).values()]
+        parts = [split_chunk(item.answer, words, texts) for words, texts in asked for item in items]
+        return measured(encoder, [QA(*p) for p in parts if p is not None])
+
+    @staticmethod
+    def _wordings(split: str) -> dict[str, tuple[str, ...]]:
+        return {"seen": SEEN, "unseen": UNSEEN} if split == "forget" else {"seen": SEEN}
+
+    def cut(self, encoder: Encoder, splits: dict[str, list[QA]], config: EvalConfig) -> list[str]:
+        return []  # a continuation is as long as the true one
+
+    def check_retain_rows(self, rows: list[Row], splits: dict[str, list[QA]]) -> None:
+        given = [row.get("gold") for row in rows if row["split"] == "forget_text"]
+        if given != [item.answer for item in splits["forget_text"]]:
+            raise UserError(
+                f"task.retain_rows={self.retain_rows}: its {len(given)} chunks to forget are not this run's "
+                f"{len(splits['forget_text'])}; give rows of the same books, chunks and eval.limit"
+            )
+
     # --- model -> rows -------------------------------------------------------------------------------------
 
     def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
@@ -186,9 +211,8 @@ class Copyright:
     def _asked(self, split: str, items: list[QA]) -> list[Row]:
         """Return a row for each chunk, prompt length and wording: what is asked, and what the book goes on with."""
         rows: list[Row] = []
-        wordings = {"seen": SEEN, "unseen": UNSEEN} if split == "forget" else {"seen": SEEN}
         for words in self.prompt_words:
-            for wording, texts in wordings.items():
+            for wording, texts in self._wordings(split).items():
                 for i, item in enumerate(items):
                     if (parts := split_chunk(item.answer, words, texts)) is not None:
                         rows.append({"split": split, "index": i, "prompt_words": words, "wording": wording,

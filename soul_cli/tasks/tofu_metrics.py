@@ -252,7 +252,11 @@ def _against_holdout(
 ) -> tuple[dict[str, Metric], Absent]:
     """Return membership against held-out authors, over all tokens of the answer and as open-unlearning has it (_ou)."""
     if holdout is None:
-        return {}, dict.fromkeys(("mia", "mia_min_k_ou"), "no held-out authors; set task.holdout_authors")
+        reason = (
+            "no held-out authors: task.holdout_authors takes some out of the training; a ready model needs rows on "
+            "authors it never saw, in holdout_perturbed.json"
+        )
+        return {}, dict.fromkeys(("mia", "mia_min_k_ou"), reason)
     scores = [_min_k(rows, config.min_k) for rows in (forget, holdout)]
     out = {"mia": _area(scores, f"{_min_k_text(config.min_k)} held-out authors; 0.5 = no trace")}
     without_eos = [
