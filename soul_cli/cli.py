@@ -74,6 +74,7 @@ def run_member(raw: DictConfig) -> str:
 
     from soul_cli.core.screen import say
     from soul_cli.core.types import UserError
+    from soul_cli.experiment.sweep import forget_frames
 
     quiet_libraries()
     hydra = HydraConfig.get()
@@ -94,6 +95,7 @@ def run_member(raw: DictConfig) -> str:
         known = explain(error)
         if sweeps:
             print_error(f"error: {known or traceback.format_exc()}")
+            forget_frames(error)
             if processes() > 1:
                 sys.exit(MENDED)  # others may be waiting for this process: the launcher ends them
         if known is None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TINY = [
@@ -19,8 +19,10 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(data: Path, cache: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "soul_cli.cli", f"task.source={data}", *TINY, f"output_dir={out}", *more]
+def start(
+    data: Path, cache: Path, out: Path, *more: str, program: Sequence[str] = ("-m", "soul_cli.cli")
+) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, f"task.source={data}", *TINY, f"output_dir={out}", *more]
     env = {**os.environ, "SOUL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

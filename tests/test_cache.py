@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from soul_cli.core import files as module
 from soul_cli.core.cache import MANIFEST, Cache
 from soul_cli.core.files import digest, file_digest, locked, publish, read_json, write_text
+from soul_cli.data import embedded
 
 KEY = {"model": "tiny", "seed": 1}
 
@@ -243,6 +245,27 @@ def test_work_that_a_process_left_after_publishing_is_removed(cache: Cache, said
     assert cache.get("models", KEY, lambda work, out: pytest.fail("it is there")) == entry
     assert not work.exists()
     assert said == []
+
+
+def test_embedded_data_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who comes while another writes them waits: they would be replaced under the hands of who reads them."""
+    calls: list[Path] = []
+    write, found = embedded.write_layout, []
+    other = Thread(target=lambda: found.append(embedded.layout(tmp_path)))
+
+    def slow(folder: Path, authors: Any) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            other.start()
+            other.join(1)
+        write(folder, authors)
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(embedded, "write_layout", slow)
+    folder = embedded.layout(tmp_path)
+    other.join(60)
+    assert (len(calls), found) == (1, [folder])
+    assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
 
 
 def test_lock_is_released_after_an_error(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from multiprocessing.connection import Connection
@@ -474,6 +476,44 @@ def test_rank_0_alone_writes_a_run_folder(pair: Pair, tmp_path: Path) -> None:
     acts = {k: v for k, v in vars(RunFolder).items() if k.startswith(("write", "keep", "clear", "tidy"))}
     assert len(acts) == 8
     assert all(hasattr(act, "__wrapped__") for act in acts.values())  # each of them, the next one too
+
+
+def alive_at_evaluation(model: Path, work: Path, parallel: str) -> list[int]:
+    """How many of the trained model's parameters and optimizers are in memory when the next model is loaded."""
+    left: list[int] = []
+    trained: list[weakref.ref[Any]] = []
+
+    def watch(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        trained.extend(map(weakref.ref, [self, *self.params, *(phase.optimizer for phase in self.phases)]))
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        gc.disable()  # none by chance
+        lm = plain(*args, **kwargs)
+        left.append(sum(ref() is not None for ref in trained))
+        gc.enable()
+        return lm
+
+    init, plain = Trainer.__init__, models.AutoModelForCausalLM.from_pretrained
+    config = compose([
+        "model=hub", f"model.path={model}", f"task.target_model={model}", "method=graddiff", "optim=adamw",
+        "model.dtype=float64", "train.precision=no", "train.epochs=1", "train.batch_size=8", f"parallel={parallel}",
+        f"cache_dir={work / 'cache'}", f"output_dir={work / 'out'}", "eval.limit=1", "eval.max_total=40",
+        f"task.source={work.parent / 'data'}", "task.template=plain",
+    ])  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "__init__", watch)
+        patch.setattr(models.AutoModelForCausalLM, "from_pretrained", look)
+        run(config)
+    return left
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_trained_model_is_gone_when_evaluation_begins(pair: Pair, model: Path, tmp_path: Path, parallel: str) -> None:
+    write_layout(tmp_path / "data", generate_authors(11, seed=7))
+    for left in pair(alive_at_evaluation, model, tmp_path / "run", parallel):
+        assert len(left) >= 2
+        assert set(left) == {0}
 
 
 WIDE = ["model.dtype=float64", *(f"{at}train.precision=no" for at in ("", "model.base.", "model.finetune."))]

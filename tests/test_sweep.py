@@ -99,6 +99,41 @@ def test_a_failed_member_stops_no_other(data: Path, finished: tuple[Path, Path, 
     assert "/no/such: no such folder" in text
 
 
+FAILING = """
+import sys, weakref
+from soul_cli import cli
+from soul_cli.train import loop
+
+alive = weakref.WeakSet()
+plain = loop.Trainer.__init__
+
+def init(self, *args, **kwargs):
+    print("alive", len(alive), file=sys.stderr)
+    plain(self, *args, **kwargs)
+    alive.add(self)
+    alive.add(self.model)
+
+def train(self, *args):
+    try:
+        raise ValueError("the first error")
+    except ValueError as error:
+        raise ERRORS.pop() from error
+
+ERRORS = [RuntimeError("out of memory"), KeyError("a mistake"), loop.NotFiniteError("the loss is not finite")]
+loop.Trainer.__init__, loop.Trainer.train = init, train
+cli.main()
+"""
+
+
+def test_a_failed_member_does_not_stay_in_memory(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, _, _ = finished
+    (tmp_path / "failing.py").write_text(FAILING)
+    text = finish(start(data, cache, tmp_path / "out", "-m", "seed=1,2,3", program=[str(tmp_path / "failing.py")]), 2)
+    assert text.count("alive 0") == 3
+    assert "3 of 3 members failed" in text
+    assert "stay in their work folders" in text
+
+
 def test_a_mistake_in_one_member_is_found_before_any_runs(data: Path, tmp_path: Path) -> None:
     text = finish(start(data, tmp_path / "cache", tmp_path / "out", "-m", "optim.lr=1e-4,-1"), code=2)
     assert "optim.lr=-1" in text

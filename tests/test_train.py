@@ -29,6 +29,7 @@ from soul_cli.objective.perturb import Unperturbed
 from soul_cli.objective.retain import CE, NoRetain, Retain
 from soul_cli.objective.term import Answers, Counts, Kinds, Needs, Normalise, Reference
 from soul_cli.optim.build import AdamW, HessianData, Muon, Optim, SoulConfig, SoulReleasedConfig
+from soul_cli.train import checkpoint
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.gradient import StepGradient, segment
 from soul_cli.train.loop import NotFiniteError, TrainData, Trainer, factor
@@ -412,6 +413,28 @@ def test_killed_while_a_checkpoint_is_replaced_the_new_one_counts(tiny_lm: MakeL
     seen: list[int] = []
     train(tiny_lm(), tmp_path, progress=lambda done, total, record: seen.append(done))
     assert seen == [5, 6]
+
+
+def test_killed_twice_while_a_checkpoint_is_replaced_none_is_lost(
+    tiny_lm: MakeLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the renames, and while the next one is being written to the place of the first."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_lm(), tmp_path, progress=interrupt_at(5))
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint")
+    (tmp_path / ".checkpoint.old.17").mkdir()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_lm(), tmp_path)
+    seen: list[int] = []
+    train(tiny_lm(), tmp_path, progress=lambda done, total, record: seen.append(done))
+    assert seen == [5, 6]
+    assert not list(tmp_path.glob(".checkpoint*"))
 
 
 def test_random_numbers_go_on_where_they_stopped(tiny_lm: MakeLM, tmp_path: Path):

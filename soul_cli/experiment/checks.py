@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from soul_cli.core.types import UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, takes_system
+from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment import evaluation, models
 from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
@@ -38,7 +39,7 @@ def check(context: Context) -> list[str]:
         ref = context.given(config.task.retain_model)
         _check_evaluation(context, _reader(context, ref))
         if "target" in models.missing(context):
-            context.load(ref)  # else it would be read after the target model is trained
+            abilities(context.load(ref))  # else it would be asked after the target model is trained
     notes = config.task.cut(encoder, evaluation.splits(context), config.eval)
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)

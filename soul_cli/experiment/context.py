@@ -14,7 +14,6 @@ from soul_cli.core.distributed import main, once, together
 from soul_cli.core.files import read_json, write_text
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, prompt_text
-from soul_cli.evaluate.abilities import abilities
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
 
@@ -66,9 +65,7 @@ class Context:
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         """Return the model of a reference, in eval mode."""
-        lm = models.load(ref, device or self.accelerator.device, self.config.model.dtype)
-        abilities(lm)  # refuses a model whose own predictions cannot be had
-        return lm
+        return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
 
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
         """Return what encodes questions and answers for the model of a reference."""

@@ -154,7 +154,7 @@ def _finetune_key(context: Context, ref: ModelRef, rows: list[QA]) -> dict[str, 
 
 
 def _code(recipe: Recipe | MuonRecipe) -> dict[str, Any]:
-    return code(__name__, libraries=recipe.train.libraries)
+    return code(__name__, libraries=recipe.train.libraries, refusing=(abilities.__module__,))
 
 
 def _finetune(

@@ -7,6 +7,7 @@ the task's selection score, and that one runs on the seeds to report.
 
 from __future__ import annotations
 
+import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -211,4 +212,22 @@ def fail(outcomes: list[Outcome]) -> None:
     failed = [o for o in outcomes if o.folder is None]
     if failed:
         lines = "".join(f"\n  {' '.join(overrides(o.member))}: {o.error}" for o in failed)
-        raise UserError(f"{len(failed)} of {len(outcomes)} members failed, the others are finished:{lines}")
+        raise UserError(
+            f"{len(failed)} of {len(outcomes)} members failed, the others are finished:{lines}\n"
+            "Checkpoints of those that had begun stay in their work folders; the same command goes on from there"
+        )
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the functions that an error ended had in hand, as a model and its optimizer's states.
+
+    Hydra keeps a member's error until the sweep ends, and with it the frames of its traceback.
+    """
+    todo: list[BaseException | None] = [error]
+    seen = set[int]()
+    while todo:
+        each = todo.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            todo += [each.__cause__, each.__context__]

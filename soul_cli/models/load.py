@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bo
     load_in_4bit: linear layers but the head in NF4 with double quantisation (bitsandbytes), the rest in dtype.
     UserError: it cannot be read, or its weights are not those of the architecture.
     """
+    gc.collect()  # a sharded model is a circle of references: the one before would be in memory beside this one
     kind = getattr(torch, dtype)
     options: dict[str, Any] = {"revision": ref.revision}
     if load_in_4bit:

@@ -62,7 +62,7 @@ def load(
 
     Without a checkpoint there are none.  All processes call it.
     """
-    folder = once(lambda: _saved(work))
+    folder = _saved(work)
     if folder is None:
         return [], {}
     saved = json.loads((folder / STATE).read_text())
@@ -100,7 +100,7 @@ def keep_start(work: Path, params: Sequence[Tensor]) -> None:
     All processes call it.
     """
     folder = work / ".start"
-    if once(lambda: (work / "start").is_dir() and _saved(work) is not None):
+    if _saved(work) is not None and once((work / "start").is_dir):
         return
     _write(folder, _named(params), params[0])
     once(lambda: publish(folder, work / "start"))
@@ -119,10 +119,19 @@ def clear(work: Path) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
 
 
+@by_rank_0
 def _saved(work: Path) -> Path | None:
-    """The checkpoint to go on from; the second place counts after a kill between the renames of `publish`."""
-    places = (work / "checkpoint", work / ".checkpoint")
-    return next((p for p in places if (p / STATE).is_file()), None)
+    """Return the checkpoint to go on from; None where there is none.
+
+    A kill between the renames of `publish` leaves the new one where it was written, and where the next would be
+    written.  It is put in place first: the next kill would else find none.
+    """
+    place, written = work / "checkpoint", work / ".checkpoint"
+    if not (place / STATE).is_file() and (written / STATE).is_file():
+        publish(written, place)
+    for old in work.glob(".checkpoint.old.*"):  # what a kill left of the one before
+        shutil.rmtree(old)
+    return place if (place / STATE).is_file() else None
 
 
 def _named(params: Sequence[Tensor]) -> dict[str, Tensor]:
