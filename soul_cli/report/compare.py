@@ -31,6 +31,7 @@ SAME_RETAINED = 0.01
 SAME_DISPLACEMENT = 0.10  # relative
 MOST = 6  # seeds whose resamples are counted one by one: 6^6
 EXTRA = ("forget_quality_D", "model_utility", "heldout_ppl")  # reported beside the two, where a task has them
+SEARCHED = ("optim.lr", "retain.weight", "method.retain_weight")  # the last: its name in folders of version 0.1
 LOOKS = "forgotten: distance of the forget metric to the retain-trained model, 0 is best; kept: the retain metric"
 
 Setting = tuple[tuple[str, str], ...]  # key -> value of what was searched
@@ -89,7 +90,7 @@ def _point(run: Run, metrics: tuple[str, str]) -> Point:
     return Point(
         run.content["method"],
         run.content["optim"],
-        tuple((k, str(v)) for k, v in run.settings.items() if k in ("optim.lr", "method.retain_weight")),
+        tuple((k, str(v)) for k, v in run.settings.items() if k in SEARCHED),
         run.seed,
         abs(now[forget].value - floor[forget].value),
         now[retain].value,
