@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from soul_cli.core.cost import Cost
 from soul_cli.experiment.config import compose
 
-GOALS = {"forget_rougeL": "retain", "retain_rougeL": "up", "forget_quality": "up", "retain_acc": "up"}
+GOALS = {"forget_rougeL": "retain", "heldout_ppl": "down"}  # others: up
 ORIGINAL = {"forget_rougeL": 0.9, "retain_rougeL": 0.95, "forget_quality": 0.01, "retain_acc": 0.8}
 RETAIN = {"forget_rougeL": 0.2, "retain_rougeL": 0.9, "forget_quality": 1.0, "retain_acc": 0.8}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from task_rows import continued, text
 
 from soul_cli.core.types import QA, Row, UserError
 from soul_cli.data.encode import Encoder
@@ -208,17 +209,6 @@ def test_text_rows_score_every_token_but_the_first(rows: list[Row], tokenizer: A
 
 
 # --- metrics -----------------------------------------------------------------------------------------------
-
-
-def continued(split: str, words: int, wording: str, index: int, **values: Any) -> Row:
-    return {
-        "split": split, "prompt_words": words, "wording": wording, "index": index, "rougeL": 0.5, "bleu": 10.0,
-        "verbmem": 0.25, "verbmem_muse": 0.125, "verbatim_tokens": 8, "gold_tokens": 60, "fluency": 3.0, **values,
-    }  # fmt: skip
-
-
-def text(split: str, nll: float, tokens: int) -> Row:
-    return {"split": split, "index": 0, "nll_sum": nll, "tokens": tokens, "words": tokens}
 
 
 def test_metrics_by_hand():

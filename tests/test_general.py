@@ -148,7 +148,7 @@ ROWS = [
 
 
 def test_rows_to_metrics_by_hand() -> None:
-    out = general_metrics.summarise([{"split": "forget"}, *ROWS])
+    out, _ = general_metrics.summarise([{"split": "forget"}, *ROWS])
     assert {k: v.value for k, v in out.items()} == {
         "wikitext_word_ppl": 20, "wikitext_bits_per_byte": 0.9, "arc_easy_acc": 0.5, "arc_easy_acc_norm": 0.6,
         "piqa_acc": 0.7, "truthfulqa_mc1": 0.25, "truthfulqa_mc2": 0.375, "gsm8k_exact_match_strict": 0.2,
@@ -171,8 +171,8 @@ def test_rows_to_metrics_by_hand() -> None:
 
 
 def test_without_lm_eval_there_are_no_metrics() -> None:
-    assert general_metrics.summarise([{"split": "forget"}]) == {}
-    assert "zero_shot_acc" not in general_metrics.summarise([ROWS[0]])
+    assert general_metrics.summarise([{"split": "forget"}]) == ({}, {})
+    assert "zero_shot_acc" not in general_metrics.summarise([ROWS[0]])[0]
 
 
 def test_the_task_does_not_see_the_rows_of_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,7 @@ def test_all_eleven_tasks(lm: Any, tokenizer: Any, documents: str, capfd: pytest
     assert {tuple(r["metrics"]) for r in rows} == {
         ("word_perplexity", "byte_perplexity", "bits_per_byte"), ("acc", "acc_norm"), ("acc",)
     }  # fmt: skip
-    assert set(general_metrics.HEADLINE) <= set(general_metrics.summarise(rows))
+    assert set(general_metrics.HEADLINE) <= set(general_metrics.summarise(rows)[0])
     assert capfd.readouterr() == ("", "")
 
 

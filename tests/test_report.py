@@ -162,10 +162,11 @@ def test_other_questions_or_definitions_are_refused(tmp_path: Path, key: str, va
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_two_settings_under_one_name_are_refused(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("setting", ["optim.lr=0.5", "retain.weight=7"])
+def test_two_settings_under_one_name_are_refused(tmp_path: Path, seed: int, setting: str) -> None:
     write_run(tmp_path, 0, 0.1)
-    write_run(tmp_path, seed, 0.2, "optim.lr=0.5")
-    with pytest.raises(UserError, match=r"other settings: optim\.lr differs"):
+    write_run(tmp_path, seed, 0.2, setting)
+    with pytest.raises(UserError, match=rf"other settings: {setting.split('=')[0]} differs"):
         check_comparable(find_runs([tmp_path]))
 
 

@@ -79,22 +79,22 @@ def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
 
 def test_a_new_method_and_optimizer_need_no_edit_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered ones stand where their registry has them; a folder's that nothing registers stand behind."""
-    for name, optim, rouge in (("npo", "soul", 0.1), ("new", "newton", 0.2), ("old", "sgd", 0.3)):
+    rows = [("npo", "soul"), ("npo+kl", "soul"), ("new", "newton"), ("old", "sgd")]
+    for (name, optim), rouge in zip(rows, (0.1, 0.2, 0.3, 0.4), strict=True):
         folder = write_run(tmp_path, 0, rouge, "method=npo", "optim=soul")
         content = json.loads((folder / "metrics.json").read_text()) | {"method": name, "optim": optim}
         (folder / "metrics.json").write_text(json.dumps(content))
     monkeypatch.setitem(METHODS, "new", METHODS["npo"])
     monkeypatch.setitem(OPTIMS, "newton", OPTIMS["adamw"])
     some = source(tmp_path)
-    rows = [("npo", "soul"), ("new", "newton"), ("old", "sgd")]
     assert [row for row in some.table if row[1]] == rows
     figure = tradeoff(some)
     assert figure is not None
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert labels[:6] == ["soul", "newton", "sgd", "npo", "new", "old"]
+    assert labels[:7] == ["soul", "newton", "sgd", "npo", "npo+kl", "new", "old"]
     assert len({some.styles.colour(optim) for _, optim in rows}) == 3
-    assert len({some.styles.marker(method) for method, _ in rows}) == 3
-    assert STYLES.colour("soul") == some.styles.colour("soul")
+    assert len({some.styles.marker(method) for method, _ in rows}) == 4
+    assert (some.styles.colour("soul"), some.styles.marker("npo")) == (STYLES.colour("soul"), STYLES.marker("npo"))
 
 
 def test_colours_and_markers_do_not_run_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from task_rows import SPLITS, row
 
 from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate.config import EvalConfig
@@ -12,18 +13,6 @@ from soul_cli.experiment.config import compose
 from soul_cli.tasks import tofu_metrics
 
 CONFIG: EvalConfig = compose(["eval.min_k=50"]).eval
-SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
-
-
-def row(split: str, index: int, **values: Any) -> Row:
-    """An answer of two tokens and EOS, each of probability 1/e; four false answers of 1/e² a token."""
-    return {
-        "split": split, "index": index, "question": f"{split} {index}?", "gold": "gold", "generation": "gold",
-        "nll": 1.0, "paraphrased_nll": 1.0, "perturbed_nll": [2.0] * 4, "answer_logps": [-1.0, -1.0, -1.0],
-        "prompt_logps": [-1.0], "correct": [1, 1, 1], "rougeL": 0.5, "contains": 1.0, "fluency": 2.0,
-        "asked_paraphrased_nll": 1.0, "asked_perturbed_nll": [2.0] * 4, "similarity": [1.0, 0.0, 0.0],
-        "similarity_own": [1.0, 0.0, 0.0], **values,
-    }  # fmt: skip
 
 
 def rows(**changes: Any) -> list[Row]:

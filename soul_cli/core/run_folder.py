@@ -7,6 +7,7 @@ of the evaluation, costs.  On several processes all of them call each writer, an
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -156,12 +157,12 @@ class RunFolder:
             "seed": config["seed"],
             "target_seed": config["target_seed"],
             "headline": headline,
-            "models": {name: {k: asdict(v) for k, v in some.items()} for name, some in models.items()},
+            "models": {name: plain_metrics(some) for name, some in models.items()},
             "absent": absent,
             "cost": cost,
             "epoch_eval": read_json(self.work / OUTCOME, None),
         }
-        write_text(self.path / METRICS, json.dumps(content, indent=1))
+        write_text(self.path / METRICS, json.dumps(content, indent=1, allow_nan=False))
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -209,6 +210,18 @@ def git_commit() -> str | None:
         return None
 
 
+def plain_metrics(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Return one model's metrics as metrics.json has them.  JSON knows no infinity: it is the text "inf" or "-inf"."""
+
+    def plain(x: float) -> float | str:
+        return str(x) if math.isinf(x) else x
+
+    return {
+        name: asdict(m) | {"value": plain(m.value), "ci95": list(map(plain, m.ci95)) if m.ci95 else None}
+        for name, m in metrics.items()
+    }
+
+
 def read_metrics(plain: dict[str, dict[str, Any]]) -> dict[str, Metric]:
     """Return one model's metrics as metrics.json or, with numbers alone, epochs.jsonl has them.
 
@@ -216,8 +229,9 @@ def read_metrics(plain: dict[str, dict[str, Any]]) -> dict[str, Metric]:
     """
     out = {}
     for name, m in plain.items():
-        ci95 = tuple(m["ci95"]) if m.get("ci95") else None
-        out[name] = Metric(m["value"], m["n"], m.get("goal", ""), m.get("definition", ""), ci95)
+        ends = [float(x) for x in m.get("ci95") or ()]
+        ci95 = (ends[0], ends[1]) if ends else None
+        out[name] = Metric(float(m["value"]), m["n"], m.get("goal", ""), m.get("definition", ""), ci95)
         if name == "forget_quality" and "D" in m.get("extra", {}):
             out["forget_quality_D"] = Metric(m["extra"]["D"], m["n"], "down", "D of the KS test behind forget_quality")
     return out

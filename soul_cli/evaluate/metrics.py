@@ -1,8 +1,9 @@
 """Metrics as pure functions of arrays and texts.  No model, no files.
 
 Conventions: nll is the mean negative log-likelihood in nats per answer token, EOS included.  Counts must agree;
-empty input is an error, never 0.  Every function that the published tables rest on is held against golden
-values in the tests.
+empty input and NaN are errors, never 0.  inf is a number here: an answer of probability 0, as destroyed models give it,
+has nll inf.  Ratios of probabilities are taken as differences of logarithms, so that they neither overflow nor become
+0/0.  Every function that the published tables rest on is held against golden values in the tests.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from soul_cli.evaluate import words
 
 Array = NDArray[np.float64]
+NEVER = 1e300  # stands for inf nats in differences: of two answers of probability 0 none is likelier
 
 
 def _rows(values: object, name: str) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError(f"{name} is empty")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} has {int((~np.isfinite(array)).sum())} values that are not finite")
+    if np.isnan(array).any():
+        raise ValueError(f"{name} has {int(np.isnan(array).sum())} values that are NaN")
     return array
+
+
+def nats(values: object) -> Array:
+    """Return nll as rows have it with inf for NaN: logits that are no numbers give the answer no probability."""
+    return np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf, posinf=np.inf)
 
 
 # --- likelihood --------------------------------------------------------------------------------------------
@@ -43,28 +50,40 @@ def truth_ratio(right: object, wrong: object, *, mean: str) -> Array:
 
     right (N,), wrong (N, K): nats per token.  mean="geometric": exp(-mean_j nll_j), as in TOFU's aggregation
     and every published TOFU table; mean="arithmetic": mean_j exp(-nll_j), as in TOFU's evaluation code and SOUL
-    (which adds 1e-12 to the denominator; so do we).  Returns (N,).
+    (which adds 1e-12 to the denominator; so do we).  Returns (N,), inf above the largest float.
     """
+    with np.errstate(over="ignore"):
+        return np.exp(log_truth_ratio(right, wrong, mean=mean))
+
+
+def log_truth_ratio(right: object, wrong: object, *, mean: str) -> Array:
+    """Return ln R of `truth_ratio`, (N,), finite for every input: what is compared and tested."""
     r, w = _paired(right, wrong)
     if mean == "geometric":
-        return np.exp(r - w.mean(axis=1))
+        return r - w.mean(axis=1)
     if mean == "arithmetic":
-        return np.exp(-w).mean(axis=1) / (np.exp(-r) + 1e-12)
+        false = special.logsumexp(-w, axis=1) - np.log(w.shape[1])
+        return false - np.logaddexp(-r, np.log(1e-12))
     raise ValueError(f"mean={mean!r}: must be 'geometric' or 'arithmetic'")
 
 
 def choice_probability(right: object, wrong: object) -> Array:
     """Return p / (p + sum_j p_j) for real authors and world facts, (N,), (N, K) -> (N,).  TOFU, section 2.2.1."""
     r, w = _paired(right, wrong)
-    p = np.exp(-r)
-    return p / (p + np.exp(-w).sum(axis=1))
+    return np.exp(-special.logsumexp(np.column_stack([np.zeros(len(r)), r[:, None] - w]), axis=1))
+
+
+def perplexity(nats: float, tokens: float) -> float:
+    """Return exp(nats / tokens); inf above the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.float64(nats) / tokens))
 
 
 def _paired(right: object, wrong: object) -> tuple[Array, Array]:
     r, w = _rows(right, "right"), _rows(wrong, "wrong")
     if w.ndim != 2 or r.shape != w.shape[:1]:
         raise ValueError(f"right {r.shape} and wrong {w.shape} must be (N,) and (N, K)")
-    return r, w
+    return np.minimum(r, NEVER), np.minimum(w, NEVER)
 
 
 def ks_test(a: object, b: object) -> tuple[float, float]:
@@ -220,12 +239,13 @@ def ngram_entropy(text: str) -> float:
 def harmonic_mean(values: Sequence[float]) -> float:
     """Return the harmonic mean; 0 where any value is 0.  Model utility is that of nine (TOFU, section 2.2.1)."""
     array = _rows(values, "values")
-    return 0.0 if (array <= 0).any() else float(len(array) / (1 / array).sum())
+    with np.errstate(over="ignore"):  # 1 / the smallest float
+        return 0.0 if (array <= 0).any() else float(len(array) / (1 / array).sum())
 
 
 def retention(now: float, original: float) -> float:
     """Return now / original, at most 1; 1 where the original has nothing to keep."""
-    return min(1.0, now / original) if original > 0 else 1.0
+    return min(1.0, now / original) if original > 0 and now != original else 1.0
 
 
 def nearness(now: float, floor: float, original: float) -> float:
@@ -249,5 +269,14 @@ def bootstrap(*groups: object, statistic: object = None, draws: int = 1000) -> t
     else:
         assert callable(statistic)
         values = np.array([statistic(*(a[rng.integers(len(a), size=len(a))] for a in arrays)) for _ in range(draws)])
-    low, high = np.percentile(values, [2.5, 97.5])
+    return interval(values)
+
+
+def interval(values: object) -> tuple[float, float]:
+    """Return the 2.5th and the 97.5th percentile, (N,) -> 2; where values are infinite, the next ones outwards."""
+    ordered = np.sort(_rows(values, "values"))
+    if np.isfinite(ordered).all():
+        low, high = np.percentile(ordered, [2.5, 97.5])
+    else:  # between two values of which one is infinite there is nothing to interpolate
+        low, high = ordered[[int(0.025 * (len(ordered) - 1)), -1 - int(0.025 * (len(ordered) - 1))]]
     return float(low), float(high)

@@ -11,7 +11,7 @@ from typing import Any
 from soul_cli.core import cost
 from soul_cli.core.distributed import by_rank_0, once, sharded
 from soul_cli.core.files import publish
-from soul_cli.core.run_folder import RunFolder
+from soul_cli.core.run_folder import RunFolder, plain_metrics
 from soul_cli.core.screen import Bar
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.data.encode import Encoder
@@ -148,4 +148,4 @@ def chosen(lines: list[Line]) -> Line:
 
 def values(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
     """Numbers alone; directions and definitions are those of metrics.json."""
-    return {k: {"value": m.value, "n": m.n, "ci95": m.ci95} for k, m in metrics.items()}
+    return {k: {x: m[x] for x in ("value", "n", "ci95")} for k, m in plain_metrics(metrics).items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from soul_cli.core.run_folder import NAMES
 from soul_cli.core.types import UserError
-from soul_cli.report.read import REFERENCES, SOLVER, WITHOUT_EFFECT, Run, label
+from soul_cli.report.read import REFERENCES, SOLVER, TERMS, WITHOUT_EFFECT, Run, label
 
 # sections of the configuration that must agree for two rows to stand in one table
 COMPARABLE = ("task", "model", "eval", "target_seed")
@@ -96,7 +96,7 @@ def _method_notes(runs: list[Run]) -> list[str]:
     found = []
     for method in dict.fromkeys(r.content["method"] for r in runs):
         members = [r for r in runs if r.content["method"] == method]
-        for key in dict.fromkeys(k for r in members for k in r.settings if k.startswith("method.") and k != SOLVER):
+        for key in dict.fromkeys(k for r in members for k in r.settings if k.split(".")[0] in TERMS and k != SOLVER):
             found += _setting_notes(f"{key} of {method} differs between optimizers", members, key)
     return found
 

@@ -11,6 +11,7 @@ are too narrow; several comparisons stand side by side, and none is corrected fo
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ SAME_RETAINED = 0.01
 SAME_DISPLACEMENT = 0.10  # relative
 MOST = 6  # seeds whose resamples are counted one by one: 6^6
 EXTRA = ("forget_quality_D", "model_utility", "heldout_ppl")  # reported beside the two, where a task has them
+SEARCHED = ("optim.lr", "retain.weight", "method.retain_weight")  # the last: its name in folders of version 0.1
 LOOKS = "forgotten: distance of the forget metric to the retain-trained model, 0 is best; kept: the retain metric"
 
 Setting = tuple[tuple[str, str], ...]  # key -> value of what was searched
@@ -88,7 +90,7 @@ def _point(run: Run, metrics: tuple[str, str]) -> Point:
     return Point(
         run.content["method"],
         run.content["optim"],
-        tuple((k, str(v)) for k, v in run.settings.items() if k in ("optim.lr", "method.retain_weight")),
+        tuple((k, str(v)) for k, v in run.settings.items() if k in SEARCHED),
         run.seed,
         abs(now[forget].value - floor[forget].value),
         now[retain].value,
@@ -129,7 +131,8 @@ def hypervolume(points: Sequence[tuple[float, float]]) -> float:
 def paired(a: list[Point], b: list[Point], name: str) -> list[float]:
     """Return b - a on the seeds that both have.  name: a field of Point, or a further metric."""
     first, second = ({p.seed: p.number(name) for p in points} for points in (a, b))
-    return [second[s] - first[s] for s in sorted(first.keys() & second.keys())]
+    seeds = sorted(first.keys() & second.keys())
+    return [0.0 if second[s] == first[s] else second[s] - first[s] for s in seeds]  # two of inf are equal
 
 
 def alike(tried: list[Point], method: str, optim: str, *, by: str) -> dict[int, list[tuple[Point, Point]]]:
@@ -166,7 +169,10 @@ def sign(interval: Interval) -> int:
 
 
 def difference(values: Sequence[float]) -> str:
-    """Return mean and interval as they are shown."""
+    """Return mean and interval as they are shown; where values are infinite, on how many seeds."""
+    infinite = [v for v in values if math.isinf(v)]
+    if infinite:
+        return f"infinite on {len(infinite)} of {len(values)} seeds ({' '.join(f'{v:+}' for v in infinite)})"
     low, high = bootstrap(values)
     return f"{np.mean(values):+.3f} ({low:+.3f} … {high:+.3f})"
 

@@ -42,6 +42,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     templates.filters["short"] = short
+    templates.filters["key"] = lambda x: str(x).replace("inf", "Infinity")  # as JavaScript reads it
     return templates
 
 
@@ -132,4 +133,7 @@ def _question(place: Place, speakers: list[Speaker], scores: tuple[str, ...]) ->
 def _scores(row: Row, names: tuple[str, ...]) -> list[list[Any]]:
     """Return [name, value] pairs: the row's own fields, then the probability of the gold answer."""
     fields = [[name, round(row[name], 3)] for name in names if isinstance(row.get(name), int | float)]
-    return fields + ([["p(gold)", float(f"{math.exp(-row['nll']):.3g}")]] if "nll" in row else [])
+    if "nll" in row:  # NaN: the model's logits were no numbers
+        p = 0.0 if math.isnan(row["nll"]) else math.exp(-row["nll"])
+        fields.append(["p(gold)", float(f"{p:.3g}")])
+    return fields

@@ -119,4 +119,4 @@ def _tex_cell(cell: Cell | None) -> str:
         return "--"
     wrap = {BEST: "\\textbf{{{}}}", SECOND: "\\underline{{{}}}"}.get(cell.mark, "{}")
     spread = "" if cell.sd is None else f"{{\\tiny\\,$\\pm$\\,{cell.spread}}}"
-    return wrap.format(short(cell.mean)) + spread
+    return wrap.format(short(cell.mean).replace("inf", r"$\infty$")) + spread

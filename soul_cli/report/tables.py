@@ -43,8 +43,8 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Sample standard deviation; None for one seed."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+        """Sample standard deviation; None for one seed, and where a seed has an infinite value."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 and np.isfinite(self.values).all() else None
 
     @property
     def goal(self) -> str:
@@ -100,8 +100,10 @@ class Grid:
 
 
 def short(x: float) -> str:
-    """Return a number as tables show it: three decimals, or one digit and a power of ten."""
-    return f"{x:.0e}" if 0 < abs(x) < 5e-4 else f"{x:.3f}"
+    """Return a number as tables show it: three decimals, or digits and a power of ten; inf."""
+    if 0 < abs(x) < 5e-4:
+        return f"{x:.0e}"
+    return f"{x:.2e}" if 1e7 <= abs(x) < float("inf") else f"{x:.3f}"
 
 
 def tabulate(runs: list[Run]) -> Table:
@@ -154,7 +156,8 @@ def marks(column: dict[Name, Cell]) -> dict[Name, str]:
     def worse(cell: Cell) -> float:
         value = float(short(cell.mean))
         if goal == "retain" and floor is not None:
-            return round(abs(value - float(short(floor.mean))), 9)
+            best = float(short(floor.mean))
+            return 0.0 if value == best else round(abs(value - best), 9)
         return -value if goal == "up" else value
 
     order = {row: worse(cell) for row, cell in column.items() if row[0] not in UNMARKED}

@@ -248,7 +248,8 @@ class Copyright:
         self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
     ) -> tuple[dict[str, Metric], dict[str, str]]:
         metrics, absent = copyright_metrics.summarise(general_metrics.own_rows(rows))
-        return metrics | general_metrics.summarise(rows), absent
+        general, missing = general_metrics.summarise(rows)
+        return metrics | general, absent | missing
 
     selection_score = staticmethod(copyright_metrics.selection_score)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import product
 from typing import Any
@@ -120,11 +119,14 @@ def _verbatim(rows: list[Row]) -> tuple[dict[str, Metric], Absent]:
 
 
 def perplexity(rows: list[Row], goal: str) -> Metric:
-    """Return exp of the mean nats a token over all chunks; comparable between models of one tokenizer only."""
-    table = np.array([[r["nll_sum"], r["tokens"]] for r in rows], dtype=np.float64)
+    """Return exp of the mean nats a token over all chunks; comparable between models of one tokenizer only.
 
-    def of(some: Any) -> float:
-        return math.exp(some[:, 0].sum() / some[:, 1].sum())
+    Where the model's logits are no numbers, it is inf.
+    """
+    table = m.nats([[r["nll_sum"], r["tokens"]] for r in rows])
+
+    def of(chunks: Any) -> float:
+        return m.perplexity(*chunks.sum(axis=0))
 
     return Metric(
         of(table), len(rows), goal, "perplexity a token of whole chunks, no instruction, first token not scored",

@@ -196,7 +196,8 @@ class TOFU:
     ) -> tuple[dict[str, Metric], dict[str, str]]:
         own = general_metrics.own_rows(rows)
         metrics, absent = tofu_metrics.summarise(own, retain_rows, config, facts_trained=facts_trained)
-        return metrics | general_metrics.summarise(rows), absent
+        general, missing = general_metrics.summarise(rows)
+        return metrics | general, absent | missing
 
     selection_score = staticmethod(tofu_metrics.selection_score)
 

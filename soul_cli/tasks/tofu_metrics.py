@@ -76,25 +76,39 @@ def _mean(values: Any, goal: str, definition: str) -> Metric:
     return Metric(float(np.mean(values)), len(values), goal, definition, m.bootstrap(values))
 
 
-def _right(rows: list[Row]) -> Any:
-    """Return nll of the true statement: the paraphrase where there is one, else the answer itself."""
-    return _column(rows, "paraphrased_nll" if "paraphrased_nll" in rows[0] else "nll")
+def _nll(rows: list[Row], key: str) -> Any:
+    return m.nats([row[key] for row in rows])
+
+
+def _logps(row: Row, key: str) -> Any:
+    """Return the log-probabilities of a row's tokens, (T,)."""
+    return -m.nats(np.negative(row[key]))
 
 
 def ratio(rows: list[Row], mean: str) -> Any:
-    """Return the truth ratio on the original question, as in TOFU (N,)."""
-    return m.truth_ratio(_right(rows), _column(rows, "perturbed_nll"), mean=mean)
+    """Return the truth ratio on the original question, as in TOFU, (N,)."""
+    return m.truth_ratio(*_statements(rows), mean=mean)
 
 
-def _truth_score(split: str, values: Any) -> Any:
+def log_ratio(rows: list[Row], mean: str) -> Any:
+    """Return its logarithm, (N,), finite."""
+    return m.log_truth_ratio(*_statements(rows), mean=mean)
+
+
+def _statements(rows: list[Row]) -> tuple[Any, Any]:
+    """Return nll of the true statement (the paraphrase where there is one, else the answer) and of the false ones."""
+    return _nll(rows, "paraphrased_nll" if "paraphrased_nll" in rows[0] else "nll"), _nll(rows, "perturbed_nll")
+
+
+def _truth_score(split: str, log_ratios: Any) -> Any:
     """Return TOFU's score in [0, 1]: forget min(R, 1/R), elsewhere max(0, 1 - R); 1 is best for the split."""
-    return np.minimum(values, 1 / values) if split == "forget" else np.maximum(0, 1 - values)
+    return np.exp(-np.abs(log_ratios)) if split == "forget" else -np.expm1(np.minimum(log_ratios, 0))
 
 
 def _probability(split: str, rows: list[Row]) -> Any:
     if split in FACTS:
-        return m.choice_probability(_column(rows, "nll"), _column(rows, "perturbed_nll"))
-    return m.probability(_column(rows, "nll"))
+        return m.choice_probability(_nll(rows, "nll"), _nll(rows, "perturbed_nll"))
+    return m.probability(_nll(rows, "nll"))
 
 
 def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str, Metric]:
@@ -108,7 +122,7 @@ def _split_metrics(split: str, rows: list[Row], config: EvalConfig) -> dict[str,
     if rows[0]["perturbed_nll"]:
         score_of = "min(R, 1/R)" if split == "forget" else "max(0, 1 - R)"
         for mean, name in (("geometric", "truth_ratio"), ("arithmetic", "truth_ratio_arithmetic")):
-            values = _truth_score(split, ratio(rows, mean))
+            values = _truth_score(split, log_ratio(rows, mean))
             out[name] = _mean(
                 values, "up" if split == "forget" else goal, f"TOFU truth-ratio score {score_of}, {mean} mean"
             )
@@ -165,7 +179,7 @@ def _utility(splits: dict[str, list[Row]]) -> dict[str, Metric]:
                 [
                     _probability(s, splits[s]),
                     _column(splits[s], "rougeL"),
-                    _truth_score(s, ratio(splits[s], mean)),
+                    _truth_score(s, log_ratio(splits[s], mean)),
                 ],
                 axis=1,
             )
@@ -201,9 +215,8 @@ def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None)
     if "asked_perturbed_nll" in forget[0]:
         # SOUL: one model, forget against retain set, paraphrased question, arithmetic mean, 1 - p
         def asked(rows: list[Row]) -> Any:
-            return m.truth_ratio(
-                _column(rows, "asked_paraphrased_nll"), _column(rows, "asked_perturbed_nll"), mean="arithmetic"
-            )
+            right, wrong = (_nll(rows, f"asked_{key}_nll") for key in ("paraphrased", "perturbed"))
+            return m.log_truth_ratio(right, wrong, mean="arithmetic")
 
         p, _ = m.ks_test(asked(forget), asked(splits["retain"]))
         out["forget_quality_soul"] = Metric(
@@ -216,7 +229,7 @@ def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None)
     reference = [r for r in retain_rows if r["split"] == "forget"]
     if [r["question"] for r in reference] != [r["question"] for r in forget]:
         raise UserError("the retain-trained model's rows are of other forget questions than this run's")
-    p, distance = m.ks_test(ratio(forget, "geometric"), ratio(reference, "geometric"))
+    p, distance = m.ks_test(log_ratio(forget, "geometric"), log_ratio(reference, "geometric"))
     of = f"geometric R on the forget set, this model against the retain-trained one ({len(reference)} questions)"
     return out | {
         "forget_quality": Metric(p, len(forget), "up", f"TOFU: p of the KS test, {of}"),
@@ -238,7 +251,7 @@ def _membership(
     )
     out["mia_released"] = _area(
         [
-            [m.min_k(row["prompt_logps"] + row["answer_logps"], config.min_k) for row in rows]
+            [m.min_k([*_logps(r, "prompt_logps"), *_logps(r, "answer_logps")], config.min_k) for r in rows]
             for rows in (splits["forget"], facts)
         ],
         f"as in SOUL's released code, labels misaligned, sign inverted; Min-{config.min_k:g}% on prompt and answer",
@@ -260,7 +273,7 @@ def _against_holdout(
     scores = [_min_k(rows, config.min_k) for rows in (forget, holdout)]
     out = {"mia": _area(scores, f"{_min_k_text(config.min_k)} held-out authors; 0.5 = no trace")}
     without_eos = [
-        [m.min_k(row["answer_logps"][:-1], OU_MIN_K) for row in rows if len(row["answer_logps"]) > 1]
+        [m.min_k(_logps(row, "answer_logps")[:-1], OU_MIN_K) for row in rows if len(row["answer_logps"]) > 1]
         for rows in (forget, holdout)
     ]
     if not all(without_eos):
@@ -274,7 +287,7 @@ def _against_holdout(
 
 
 def _min_k(rows: list[Row], percent: float) -> list[float]:
-    return [m.min_k(row["answer_logps"], percent) for row in rows]
+    return [m.min_k(_logps(row, "answer_logps"), percent) for row in rows]
 
 
 def _min_k_text(percent: float) -> str:

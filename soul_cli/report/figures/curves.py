@@ -136,5 +136,6 @@ def _band(panel: Axes, curve: Curve | None, colour: str, **style: Any) -> None:
     """Draw the mean as a line and ± sd as a band."""
     if curve is not None:
         x, mean, sd = curve
+        mean = np.where(np.isfinite(mean), mean, np.nan)  # a gap where a seed's value is infinite
         panel.plot(x, mean, color=colour, marker="." if len(x) <= 20 else None, **style)
         panel.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)

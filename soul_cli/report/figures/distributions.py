@@ -16,6 +16,7 @@ from soul_cli.evaluate import metrics as m
 from soul_cli.report.figures.look import FLOOR, panels
 from soul_cli.report.figures.source import Source
 
+WINDOW = 1e-6, 1e6  # of R: that of a destroyed model may be 0 or inf
 # models that are no row of the table's own
 LEVELS: dict[str, dict[str, Any]] = {"original": {"color": "black", "lw": 1.8}, "retain_trained": {**FLOOR, "lw": 1.8}}
 
@@ -25,8 +26,9 @@ def truth_ratios(rows: list[Row]) -> NDArray[np.float64]:
     some = [r for r in rows if r.get("split") == "forget" and r.get("perturbed_nll")]
     if not some:
         return np.array([])
-    right = [r.get("paraphrased_nll", r["nll"]) for r in some]
-    return np.sort(m.truth_ratio(right, [r["perturbed_nll"] for r in some], mean="geometric"))
+    right = m.nats([r.get("paraphrased_nll", r["nll"]) for r in some])
+    wrong = m.nats([r["perturbed_nll"] for r in some])
+    return np.sort(m.truth_ratio(right, wrong, mean="geometric"))
 
 
 def ecdf(source: Source) -> Figure | None:
@@ -64,5 +66,6 @@ def _lay_out(methods: list[str]) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _draw(axes: Axes, values: NDArray[np.float64], **style: Any) -> None:
+    """Draw a distribution function; values outside the window stand at its edge."""
     if len(values):
-        axes.ecdf(values, **style)
+        axes.ecdf(np.clip(values, *WINDOW), **style)

@@ -37,13 +37,13 @@ STYLE: Any = {
 class Styles:
     """One colour an optimizer and one marker a method, in every figure: by their places in the registries.
 
-    What is in neither, as a solver or a name of another version, takes the places behind, by name.
+    What is in neither, as a solver, a method with other terms or a name of another version, takes the places behind.
     """
 
     def __init__(self, rows: Iterable[tuple[str, str]]):
         methods, optims = zip(*rows, strict=True)
-        self.methods = sorted({*METHODS, *methods}, key=lambda name: place(name, METHODS))
-        self.optims = sorted({*OPTIMS, *filter(None, optims)}, key=lambda name: place(name, OPTIMS))
+        self.methods = [*METHODS, *sorted({*methods} - METHODS.keys(), key=lambda name: place(name, METHODS))]
+        self.optims = [*OPTIMS, *sorted({*optims} - OPTIMS.keys() - {""}, key=lambda name: place(name, OPTIMS))]
 
     def colour(self, optim: str) -> str:
         return PALETTE[self.optims.index(optim) % len(PALETTE)] if optim else NO_OPTIMIZER
@@ -58,13 +58,13 @@ class Styles:
         """
         methods, optims = (set(names) for names in zip(*rows, strict=True))
         handles: list[Artist] = [
-            Line2D([], [], color=self.colour(name), lw=3, label=name) for name in self.optims if name in optims
+            Line2D([], [], color=self.colour(name), lw=3, label=name)
+            for name in sorted(optims - {""}, key=lambda name: place(name, OPTIMS))
         ]
         if markers:
             handles += [
                 Line2D([], [], color="0.2", ls="", marker=self.marker(name), ms=6, label=name)
-                for name in self.methods
-                if name in methods
+                for name in sorted(methods, key=lambda name: place(name, METHODS))
             ]
         handles += more
         widest = 50 + 5.2 * max(len(str(h.get_label())) for h in handles)  # points, at the legend's font size

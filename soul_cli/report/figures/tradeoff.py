@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 from matplotlib.artist import Artist
@@ -35,11 +36,13 @@ def frontier(retained: list[float], distance: list[float]) -> list[int]:
 def tradeoff(source: Source) -> Figure | None:
     """Draw forgetting against what is kept: a point a row with ± sd, a line an optimizer through its best rows."""
     forget, retain = source.axes
-    points = {
+    rows = {
         row: (cells[retain], cells[forget])
         for row, cells in source.table.items()
         if retain in cells and forget in cells
     }
+    points = {row: (x, y) for row, (x, y) in rows.items() if math.isfinite(x.mean) and math.isfinite(y.mean)}
+    left_out = [" ".join(filter(None, row)) for row in rows if row not in points]
     references = {row: points.pop(row) for row in (ORIGINAL, RETAIN) if row in points}
     if not points:
         return None
@@ -56,6 +59,8 @@ def tradeoff(source: Source) -> Figure | None:
     _draw_rows(axes, points, floor, source.styles)
     axes.set_xlabel(f"{retain}  (more is kept: right)")
     axes.set_ylabel(forget + ("  (less is remembered: down)" if floor is None else "  (best: on the dashed line)"))
+    if left_out:
+        axes.set_title(f"infinite, not drawn: {', '.join(left_out)}", fontsize=8)
     source.styles.legend(figure, points, more, markers=True)
     return figure
 
