@@ -68,7 +68,9 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2, "n_groups": 1},
     "falcon": {"head_dim": None},
     "falcon_h1": {"mamba_d_ssm": 64, "lm_head_multiplier": 0.3},
-    "xlstm": {"v_head_dim": None, "hidden_size": 64, "chunk_size": 64, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},
+    "xlstm": {
+        "v_head_dim": None, "hidden_size": 64, "chunk_size": 64, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gemma3n_text": {
         "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"],

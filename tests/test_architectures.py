@@ -1,4 +1,4 @@
-"""Every causal LM architecture in transformers: scores and greedy answers are those of plain forwards, or it is refused."""
+"""Every causal LM of transformers: scores and greedy answers are those of plain forwards, or it is refused."""
 
 from __future__ import annotations
 
