@@ -1,4 +1,4 @@
-"""What of the fast ways to score and to generate gives a model's own numbers: tried on a dozen tokens, once a model.
+"""What of the fast ways to score and to generate gives a model's own numbers: tried on a few tokens, once a model.
 
 The measure is `lm(input_ids).logits` of one sequence alone.  What differs from it by more than the rounding of the
 model's dtype is not used where there is a slower way, and refused by name where there is none.
@@ -22,7 +22,8 @@ from soul_cli.evaluate.trees import Tree, plant
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.models.checks import positions
 
-TOKENS = 12  # of a sequence that is tried
+TOKENS = 12  # of a sequence that is tried, more where the model has a window of attention of at most LONG tokens
+LONG = 256
 PROMPT, SHARED = 3, 5  # of them, those of the prompt; and those of it and of the beginning that two answers share
 
 # tokens that attention spans, in the names of all configurations of transformers 5
@@ -58,9 +59,17 @@ def abilities(lm: Any) -> Abilities:
 
 @torch.inference_mode()
 def _tried(lm: Any) -> Abilities:
-    trial = Trial(lm)
-    trial.check_causal()
-    trial.check_rows()
+    try:
+        trial = Trial(lm)
+        trial.check_causal()
+        trial.check_rows()
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model says to a dozen tokens that it cannot take
+        raise UserError(
+            f"{type(lm).__name__} ({lm.config.model_type}) cannot be trained or scored here: it cannot read "
+            f"a dozen tokens ({type(error).__name__}: {error})"
+        ) from error
     decoding = next((way for way in WAYS if trial.holds(partial(trial.decoded, way))), None)
     if decoding is None:
         raise UserError(f"{type(lm).__name__} cannot generate here: what it says in a batch is not what it says alone")
@@ -72,8 +81,10 @@ class Trial:
 
     def __init__(self, lm: Any):
         self.lm, self.model = lm, AnswerModel(lm)
-        one = usable_ids(lm, 2 * TOKENS - SHARED)
-        self.sequences = [one[:TOKENS], one[:SHARED] + one[TOKENS:]]
+        window = min(windows(lm), default=0)
+        self.length = max(TOKENS, window + 6 if window <= LONG else 0)
+        ids = usable_ids(lm, 2 * self.length - SHARED)
+        self.sequences = [ids[: self.length], ids[:SHARED] + ids[self.length :]]
         self.own = [self._alone(s) for s in self.sequences]
         together = self._logits(self.sequences)
         spread = torch.cat(self.own).std().nan_to_num()
@@ -117,29 +128,31 @@ class Trial:
 
     def branched(self) -> float:
         """Return how far the predictions in a tree are from the model's own."""
-        first, second = self.sequences
+        first, second = (s[:TOKENS] for s in self.sequences)
         prompt = tuple(first[:PROMPT])
         tree = Tree(Prompted(prompt, (tuple(first[PROMPT:]), tuple(second[PROMPT:]))))
         other = Tree(Prompted(tuple(second[:2]), ((second[2],),)))
         found = self._asked([tree, other])
         errors = [
-            difference(found[torch.tensor(path, device=found.device)], own[PROMPT - 1 : -1])
+            difference(found[torch.tensor(path, device=found.device)], own[PROMPT - 1 : TOKENS - 1])
             for path, own in zip(tree.paths, self.own, strict=True)
         ]
         return max(errors)
 
     def decoded(self, way: type[Rows]) -> float:
-        """Return how far the predictions behind rows that grow are from the model's own."""
-        first, second = self.sequences
-        starts = (7, 3) if way.mixed else (7, 7)
-        rows = way(self.lm, [first[: starts[0]], second[: starts[1]]])
+        """Return how far the predictions behind rows that grow are from the model's own.
+
+        The first row grows beyond a window of the model, and leaves.
+        """
+        starts = [self.length - 6, self.length - (10 if way.mixed else 6)]
+        rows = way(self.lm, [s[:n] for s, n in zip(self.sequences, starts, strict=True)])
         errors: list[float] = []
-        for step in range(2):
-            errors += self._compare(rows, [(self.own[i], starts[i] + step) for i in range(2)])
-            rows.append(torch.tensor([s[at + step] for s, at in zip(self.sequences, starts, strict=True)]).to(rows.ids))
+        for step in range(3):
+            errors += self._compare(rows, [(own, n + step) for own, n in zip(self.own, starts, strict=True)])
+            rows.append(torch.tensor([s[n + step] for s, n in zip(self.sequences, starts, strict=True)]).to(rows.ids))
         if way.leaves:
             rows.keep(torch.tensor([1], device=self.lm.device))
-            errors += self._compare(rows, [(self.own[1], starts[1] + 2)])
+            errors += self._compare(rows, [(self.own[1], starts[1] + 3)])
         return max(errors)
 
     @staticmethod
@@ -181,7 +194,11 @@ def reach(lm: Any) -> float:
     No window of the model's attention may be shorter (some models replace it by the tree's mask), nor the table that
     an attention of the model's own may hold for as many positions as it reads.
     """
-    values = lm.config.get_text_config().to_dict()
-    sizes = [v for k, v in values.items() if WINDOWS.search(k) and isinstance(v, int) and v > 0]
     table = positions(lm.config) if lm.config._attn_implementation == "eager" else None
-    return min([*sizes, table or float("inf")])
+    return min([*windows(lm), table or float("inf")])
+
+
+def windows(lm: Any) -> list[int]:
+    """Return the numbers of tokens that attentions of the model span where they do not span all."""
+    values = lm.config.get_text_config().to_dict()
+    return [v for k, v in values.items() if WINDOWS.search(k) and isinstance(v, int) and v > 0]

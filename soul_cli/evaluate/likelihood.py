@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -103,11 +103,12 @@ def score(
     A prompt is read once, and so is what several answers to it begin with, where the model can (`abilities`).
     """
     device = next(model.parameters()).device
-    rows, lengths, owners = _rows(groups, abilities(model.lm))
+    able = abilities(model.lm)
+    rows, lengths, owners = _rows(groups, able)
     first = [i == 0 or owner != owners[i - 1] for i, owner in enumerate(owners)]
     left = Counter(owners)  # rows of a group that are still to be scored
     results: list[list[Scored]] = [[] for _ in rows]
-    for indices in by_length(lengths, budget):
+    for indices in _batches(lengths, budget, able.longest):
         trees = [Tree(rows[i], score_prompt=score_prompt and first[i]) for i in indices]
         batch = plant(trees).to(device)
         with autocast():
@@ -146,3 +147,14 @@ def _rows(groups: Sequence[Prompted], able: Abilities) -> tuple[list[Prompted], 
         lengths += sizes
         owners += [i] * len(own)
     return rows, lengths, owners
+
+
+def _batches(lengths: Sequence[int], budget: int, longest: float) -> Iterator[list[int]]:
+    """Yield indices of rows in batches by length, those of more than `longest` tokens apart.
+
+    Beside a tree they would get a mask in place of the model's own windows.
+    """
+    for long in (True, False):
+        some = [i for i, n in enumerate(lengths) if (n > longest) is long]
+        for batch in by_length([lengths[i] for i in some], budget):
+            yield [some[k] for k in batch]
