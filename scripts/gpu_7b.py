@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 from bench_setup import let_answers_end
-from check_plan import planned
+from check_plan import plan_of
 from gpu_setup import Job, job, rates, seconds, wait
 
 from soul_cli.core.types import QA, Prompted
 from soul_cli.data.batches import Step
 from soul_cli.data.encode import Encoder
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.base_models import train_tokenizer
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import untrained
+from soul_cli.objective.term import Kinds
 from soul_cli.planning.memory import Footprint
 from soul_cli.planning.plan import FRAGMENTS, GIB, RESERVE
 from soul_cli.planning.stages import Sizes, sizes
@@ -123,7 +125,7 @@ def ordered(trainer: Trainer, forget: Sizes, retain: Sizes) -> Iterator[Step]:
 def plan(overrides: list[str]) -> Footprint:
     """What plan=true says of a run; a process of its own can call it."""
     config = compose(overrides)
-    return planned(config, config.model.architecture.lm_config(), *lengths_of(config))[2]
+    return plan_of(config, config.model.architecture.lm_config(), *lengths_of(config))
 
 
 def train(one: Job, what: str, overrides: list[str], held: Footprint, machine: Machine, count: int) -> None:
@@ -142,19 +144,25 @@ def train(one: Job, what: str, overrides: list[str], held: Footprint, machine: M
     if config.train.lora:
         config.train.lora.attach(lm, seed=0)
     made = rows(forget, lm_config.vocab_size, 0)
-    data = TrainData(lambda epoch: made, rows(retain, lm_config.vocab_size, 1), [-100.0] * len(forget))
+    values = [torch.full((len(row.answers[0]),), -2.0) for row in made]
+    to_forget, to_keep = (
+        Rows({"answer": made}, {"answer": values}),
+        Rows({"answer": rows(retain, lm_config.vocab_size, 1)}),
+    )
+    assert config.problem is not None
     trainer = Trainer(
-        lm, data, config.method, config.optim, config.train, 0, SimpleNamespace(device=one.device),  # type: ignore[arg-type]
+        lm, TrainData(lambda epoch: to_forget, to_keep), config.problem, config.optim, config.train, 0,
+        SimpleNamespace(device=one.device),  # type: ignore[arg-type]
         offload=config.offload, activation_checkpointing=config.activation_checkpointing,
     )  # fmt: skip
-    steps = ordered(trainer, forget, retain)
+    steps, kinds = ordered(trainer, forget, retain), {Kinds.forget: to_forget, Kinds.retain: to_keep}
     for index in range(2):  # the largest, and one that warms up
-        trainer._step(next(steps), index, made)
+        trainer._step(next(steps), index, kinds)
     took: dict[bool, float] = {}
     for index in range(2, 2 + count):
         step = next(steps)
         work.add([[*(forget[i] for i in f), *(retain[i] for i in r)] for f, r in step.micro])
-        value = seconds(lambda step=step, index=index: trainer._step(step, index, made), one.device)
+        value = seconds(lambda step=step, index=index: trainer._step(step, index, kinds), one.device)
         estimates = config.optim.name == "soul" and index % EVERY == 0
         took[estimates] = took.get(estimates, 0.0) + value / (count / EVERY if config.optim.name == "soul" else count)
     say_step(one, what, work, took, count, machine)

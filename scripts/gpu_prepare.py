@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import sys
 
-from soul_cli.experiment.pipeline import Pipeline
-
-from soul_cli.cli import quiet
+from soul_cli.cli import quiet_libraries
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import start
 from soul_cli.core.screen import say
+from soul_cli.experiment import evaluation, models
 from soul_cli.experiment.config import compose
+from soul_cli.experiment.context import Context
 
 
 def main(which: str, overrides: list[str]) -> None:
-    quiet()
+    quiet_libraries()
     config = compose(["method=none", *overrides])
-    pipe = Pipeline(config, config.task.load(config.cache), Cache(config.cache, say), start([]))
+    context = Context(config, config.task.load(config.cache), Cache(config.cache, say), start([]))
     if which == "target":
-        pipe.rows("evaluate_original", pipe.target(), "the original model")
+        evaluation.rows(context, "evaluate_original", models.target(context), "the original model")
     else:
-        ref = pipe.retain_trained()
+        ref = models.retain_trained(context)
         assert ref is not None
-        pipe.rows("evaluate_retain_trained", ref, "the retain-trained model")
+        evaluation.rows(context, "evaluate_retain_trained", ref, "the retain-trained model")
 
 
 if __name__ == "__main__":

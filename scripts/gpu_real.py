@@ -36,7 +36,7 @@ COMMON = [
 ]  # fmt: skip
 TINY = [
     "task.forget=forget10", "task.retain_authors=2", "model=hub", "model.dtype=float32", "train.epochs=1",
-    "model.finetune.train.epochs=1", "train.batch_size=4", "eval.limit=4", "eval.max_total=60",
+    "model.finetune.train.epochs=1", "train.batch_size=4", "eval.limit=4", "eval.max_total=120",
 ]  # fmt: skip
 SEEDS = "0,1,2"
 REPORTING = 30  # seconds kept for the table
@@ -108,6 +108,8 @@ def run(one: Job, work: Path) -> None:
             one.note(f"{name} {how}")
     for name in processes.running:
         shutil.copy(work / f"{name}.log", one.out / f"real_{name}.log")
+    if not list(runs.rglob("metrics.json")):
+        raise SystemExit("no run was finished")
     costs(one, runs)
     report = [sys.executable, "-m", "soul_cli.report", str(runs), "--out", str(one.out / NAME), "--paper"]
     subprocess.run(report, env=processes.env, check=True, stdout=subprocess.DEVNULL)

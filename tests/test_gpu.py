@@ -18,33 +18,27 @@ import pytest
 import torch
 from test_evaluate import GROUPS, MAX_TOTAL, PROMPTS
 from test_kernel import build
-from test_train import ADAMW, FORGET, GRADDIFF, MUON, NPO_SUM, RELEASED, RETAIN, config, silent, soul
+from test_train import ADAMW, FORGET, MUON, NPO_SUM, RELEASED, RETAIN, SOLVED, answered, config, silent, soul
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.types import Prompted
+from soul_cli.data.rows import Rows
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.adapters import LoRA
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.methods import Method
+from soul_cli.objective.methods import Problem
 from soul_cli.optim import kernel
-from soul_cli.optim.build import Mode, Optim
 from soul_cli.optim.curvature import sample_labels
 from soul_cli.train.loop import TrainData, Trainer
 
 pytestmark = pytest.mark.gpu
 MakeLM = Callable[..., Any]
 CPU = torch.device("cpu")
-OPTIMS = {
-    "adamw": ADAMW,
-    "soul": soul(every=2),
-    "soul, alternating": soul(Mode.alternating, every=2),
-    "soul_released": RELEASED,
-    "muon": MUON,
-}
-TRIED = {name: OPTIMS[name] for name in ("adamw", "soul", "soul_released")}
+OPTIMS = {"adamw": ADAMW, "soul": soul(every=2), "soul_released": RELEASED, "muon": MUON}
+TRIED = ("adamw", "soul", "soul_released")
 
 
 @pytest.fixture(scope="session")
@@ -59,18 +53,21 @@ def device() -> torch.device:
 
 
 def trainer(
-    lm: Any, device: torch.device, optim: Optim, method: Method = NPO_SUM, precision: str = "no", **options: bool
+    lm: Any, device: torch.device, name: str, solved: Problem = NPO_SUM, precision: str = "no", **options: bool
 ) -> Trainer:
-    data = TrainData(lambda epoch: FORGET, RETAIN, [-float(8 + i) for i in range(len(FORGET))])
-    settings = config(epochs=2, warmup=0.0, precision=precision)
-    return Trainer(lm, data, method, optim, settings, 3, SimpleNamespace(device=device), **options)  # type: ignore[arg-type]
+    """name: of the optimizer."""
+    values = [torch.linspace(-3, -1, len(row.answers[0]), dtype=torch.float64) for row in FORGET]
+    (answer,) = solved.forget.needs.answers if solved.forget else ("answer",)
+    data = TrainData(lambda epoch: Rows({answer: FORGET}, {"answer": values}), answered(RETAIN))
+    settings, machine = config(epochs=2, warmup=0.0, precision=precision), SimpleNamespace(device=device)
+    return Trainer(lm, data, solved, OPTIMS[name], settings, 3, machine, **options)  # type: ignore[arg-type]
 
 
 def trained(
-    lm: Any, work: Path, device: torch.device, optim: Optim, **options: Any
+    lm: Any, work: Path, device: torch.device, name: str, **options: Any
 ) -> tuple[list[dict[str, float]], Tensor, list[Tensor]]:
     """Records, weights and states, all on the CPU in float64."""
-    one = trainer(lm, device, optim, **options)
+    one = trainer(lm, device, name, **options)
     records = one.train(work, silent)
     states = [
         value.detach().to(CPU, torch.float64)
@@ -83,14 +80,14 @@ def trained(
     return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records], after, states
 
 
-@pytest.mark.parametrize("method", [NPO_SUM, GRADDIFF], ids=lambda m: m.name)
+@pytest.mark.parametrize("solved", ["npo", "graddiff", "alternating"])
 @pytest.mark.parametrize("name", OPTIMS)
 def test_training_in_float64_is_that_of_the_cpu(
-    tiny_lm: MakeLM, tmp_path: Path, device: torch.device, name: str, method: Method
+    tiny_lm: MakeLM, tmp_path: Path, device: torch.device, name: str, solved: str
 ):
     """Losses, norms, states (the curvature estimate in soul's h) and weights, to 1e-9."""
-    there = trained(tiny_lm(torch.float64), tmp_path / "there", device, OPTIMS[name], method=method)
-    here = trained(tiny_lm(torch.float64), tmp_path / "here", CPU, OPTIMS[name], method=method)
+    there = trained(tiny_lm(torch.float64), tmp_path / "there", device, name, solved=SOLVED[solved])
+    here = trained(tiny_lm(torch.float64), tmp_path / "here", CPU, name, solved=SOLVED[solved])
     for one, other in zip(there[0], here[0], strict=True):
         assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
     torch.testing.assert_close(there[1:], here[1:], rtol=1e-9, atol=1e-9)
@@ -109,9 +106,9 @@ def test_training_in_less_is_near_to_float64(
     def start() -> Any:
         return tiny_lm(torch.bfloat16, spread=0.3).to(dtype)  # the same weights at each precision
 
-    exact = trained(start().double(), tmp_path / "exact", CPU, TRIED[name])[1]
+    exact = trained(start().double(), tmp_path / "exact", CPU, name)[1]
     way = (exact - torch.cat([p.detach().flatten().double() for p in start().parameters()])).norm()
-    _, after, _ = trained(start(), tmp_path / "there", device, TRIED[name], precision=precision)
+    _, after, _ = trained(start(), tmp_path / "there", device, name, precision=precision)
     assert way > 0.01
     assert (after - exact).norm() / way < (1e-3 if kind == "float32" else 0.3)
 
@@ -121,8 +118,8 @@ def test_training_in_less_is_near_to_float64(
 def test_what_saves_memory_changes_no_number(
     tiny_lm: MakeLM, tmp_path: Path, device: torch.device, name: str, option: str
 ):
-    plain = trained(tiny_lm(torch.float64), tmp_path / "plain", device, OPTIMS[name])
-    other = trained(tiny_lm(torch.float64), tmp_path / "other", device, OPTIMS[name], **{option: True})
+    plain = trained(tiny_lm(torch.float64), tmp_path / "plain", device, name)
+    other = trained(tiny_lm(torch.float64), tmp_path / "other", device, name, **{option: True})
     for one, two in zip(plain[0], other[0], strict=True):
         assert two == pytest.approx(one, rel=1e-9, abs=1e-9)
     torch.testing.assert_close(other[1:], plain[1:], rtol=1e-9, atol=1e-9)
@@ -137,7 +134,7 @@ def test_resumed_run_is_the_uninterrupted_one(
     dtype, precision = torch.bfloat16 if kind == "bfloat16" else torch.float32, "bf16" if "auto" in kind else "no"
 
     def run(work: str, progress: Any = silent) -> tuple[list[Any], list[Tensor]]:
-        one = trainer(tiny_lm(dtype), device, TRIED[name], precision=precision)
+        one = trainer(tiny_lm(dtype), device, name, precision=precision)
         records = one.train(tmp_path / work, progress)
         kept = [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records]
         return kept, [w.detach().clone() for w in one.masters.weights]
@@ -165,7 +162,7 @@ def test_adapters_train_as_on_the_cpu(tiny_lm: MakeLM, tmp_path: Path, device: t
     for place in {CPU, device}:
         lm = tiny_lm(torch.float64)
         adapters = LoRA(r=2, alpha=6, load_in_4bit=False).attach(lm, seed=0)
-        trainer(lm, place, TRIED["soul"]).train(tmp_path / place.type, silent)
+        trainer(lm, place, "soul").train(tmp_path / place.type, silent)
         merged[place] = torch.cat([p.detach().flatten().to(CPU) for p in adapters.merge_and_unload().parameters()])
     start = torch.cat([p.detach().flatten() for p in tiny_lm(torch.float64).parameters()])
     way = (merged[CPU] - start).norm()
@@ -279,9 +276,10 @@ def test_scores_under_each_attention_kernel(device: torch.device, name: str, row
 
 def test_greedy_answers_are_those_of_the_cpu(tiny_lm: MakeLM, device: torch.device):
     lm = tiny_lm(torch.float64, spread=1.0)
-    here = greedy(lm, PROMPTS, eos=-1, max_total=MAX_TOTAL, budget=3 * MAX_TOTAL)
-    eos = here[0][3]
-    ending = greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, budget=999)
-    lm.to(device)
-    assert greedy(lm, PROMPTS, eos=-1, max_total=MAX_TOTAL, budget=3 * MAX_TOTAL) == here
-    assert greedy(lm, PROMPTS, eos=eos, max_total=MAX_TOTAL, budget=999) == ending
+    room = [MAX_TOTAL - len(p) for p in PROMPTS]
+    here = greedy(lm, PROMPTS, ends=(), most_new=room, budget=3 * MAX_TOTAL)
+    ends = {here[0][3], here[1][7]}
+    ending = greedy(lm, PROMPTS, ends=ends, most_new=room, budget=999)
+    lm = tiny_lm(torch.float64, spread=1.0).to(device)
+    assert greedy(lm, PROMPTS, ends=(), most_new=room, budget=3 * MAX_TOTAL) == here
+    assert greedy(lm, PROMPTS, ends=ends, most_new=room, budget=999) == ending
