@@ -85,10 +85,10 @@ def run_member(raw: DictConfig) -> str:
         with interrupt.listening():
             return perform(raw, table=not sweeps)
     except interrupt.Stopped as stop:
-        interrupt.hand_on(stop.number)
         if not interrupt.started_by_sweep():
             raise
         print_error(str(stop))
+        interrupt.hand_on(stop.number)
         interrupt.end_sweep()
         raise UserError(str(stop)) from None  # the launcher's own processes take errors alone
     except Exception as error:
@@ -139,7 +139,9 @@ def check_launcher() -> None:
         if os.environ.get(name) == "":
             del os.environ[name]
     found = {name: os.environ[name] for name in OF_TORCHRUN if name in os.environ}
-    wrong = [f"{k}={v}" for k, v in found.items() if k != "MASTER_ADDR" and not v.isdecimal()]
+    wrong = [f"{k}={v}: not a whole number" for k, v in found.items() if k != "MASTER_ADDR" and not v.isdecimal()]
+    if not wrong and int(found.get("RANK", 0)) >= int(found.get("WORLD_SIZE", sys.maxsize)):
+        wrong = [f"RANK={found['RANK']} of WORLD_SIZE={found['WORLD_SIZE']}"]
     needed = {"RANK", "LOCAL_RANK"} & found.keys() or found.get("WORLD_SIZE", "1") != "1"
     missing = [name for name in OF_TORCHRUN if needed and name not in found]
     if not (wrong or missing):
@@ -147,9 +149,8 @@ def check_launcher() -> None:
     from soul_cli.core.types import UserError
 
     leftover = " ".join(name for name in found if name != "MASTER_ADDR")
-    problem = f"{', '.join(wrong)}: not a whole number" if wrong else (
-        f"{', '.join(f'{k}={v}' for k, v in found.items())}, but no {', '.join(missing)}"
-    )  # fmt: skip
+    have = ", ".join(f"{k}={v}" for k, v in found.items())
+    problem = f"{', '.join(wrong)}" if wrong else f"{have}, but no {', '.join(missing)}"
     raise UserError(
         f"the environment has {problem}. For several processes start soul-unlearn by torchrun or accelerate launch, "
         f"which set all of these; for one, unset {leftover}"
@@ -205,8 +206,8 @@ def choices(group: str) -> list[str]:
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
-def quiet_libraries() -> None:
-    """Turn the libraries' chatter off; their warnings about real problems stay."""
+def settle_libraries() -> None:
+    """Turn the libraries' chatter off, real warnings aside, and give nltk a place where there is no home."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

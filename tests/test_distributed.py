@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from runs import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli.core import cost, distributed
+from soul_cli.core import cost, distributed, interrupt
 from soul_cli.core.cache import Cache
 from soul_cli.core.files import read_lines
 from soul_cli.core.run_folder import RunFolder
@@ -285,8 +286,18 @@ def settings(case: str) -> RunConfig:
     return compose([*COMMON, *CASES[case], "train.checkpoint_steps=2"])
 
 
-def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **options: bool) -> Trained:
-    """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers."""
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def train(
+    model: Path, work: Path, case: str, parallel: str, stop: int = 0, end: Callable[[], None] = interrupted,
+    **options: bool,
+) -> Trained:  # fmt: skip
+    """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers.
+
+    stop: the step after which `end` is called.
+    """
     config = settings(case)
     lm, drawn, sample = load(model), [], curvature.sample_labels
 
@@ -297,7 +308,7 @@ def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **op
 
     def progress(done: int, total: int, record: dict[str, float]) -> None:
         if done == stop:
-            raise KeyboardInterrupt
+            end()
 
     forget, retain = Rows({"answer": FORGET}, values=VALUES), Rows({"answer": RETAIN}, states=STATES)
     data = TrainData(lambda epoch: forget, retain)
@@ -402,6 +413,28 @@ def test_stopped_run_goes_on(pair: Pair, model: Path, tmp_path: Path, case: str,
     resumed = pair(train, model, tmp_path / "parts", case, after)[0]
     assert_same((*resumed[:2], []), (*whole[:2], []), 0.0 if before == after else TOLERANCE)
     assert len(resumed[2]) < len(whole[2]) or not whole[2]  # it did not begin anew
+
+
+def signal_to_rank_1() -> None:
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def stopped_by_signal(model: Path, work: Path, parallel: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interrupt._state, "received", 0)  # and afterwards again
+        with pytest.raises(interrupt.Stopped) as stop, interrupt.listening():
+            train(model, work, "adamw", parallel, 3, signal_to_rank_1)
+    return str(stop.value)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_a_signal_to_one_process_stops_all_after_the_same_step(
+    pair: Pair, model: Path, tmp_path: Path, parallel: str
+) -> None:
+    said = pair(stopped_by_signal, model, tmp_path, parallel)
+    assert said == ["stopped by SIGUSR1 after step 3 of 4; the same command goes on"] * 2
+    assert len(json.loads((tmp_path / "checkpoint" / "state.json").read_text())["records"]) == 3
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

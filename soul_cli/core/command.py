@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from soul_cli.core import interrupt
-from soul_cli.core.streams import UNREAD, close_output, prepare_output, print_error
+from soul_cli.core.streams import UNREAD, close_output, discard_output, is_unread, prepare_output, print_error
 
 MENDED, SIGNAL = 2, 128  # exit codes; to the second the number of a signal is added
 # what may be wrong with a folder or file; the system's own words say what
@@ -50,8 +50,9 @@ def command() -> Iterator[None]:
     except KeyboardInterrupt:
         end(SIGNAL + signal.SIGINT, "interrupted; the same command goes on from what is finished")
     except BrokenPipeError:
-        if close_output():
+        if not is_unread():
             raise  # it is another pipe
+        discard_output()
         sys.exit(UNREAD)
     except Exception as error:
         text = explain(error)

@@ -109,19 +109,19 @@ def passed_on() -> Iterator[None]:
 
 def started_by_sweep() -> bool:
     """Return whether a launcher has started this process for a member of a sweep."""
-    return os.environ.get(STARTER, str(os.getpid())) != str(os.getpid())
+    return "SUBMITIT_EXECUTOR" in os.environ or os.environ.get(STARTER, str(os.getpid())) != str(os.getpid())
 
 
 def follow_sweep() -> None:
     """Let this process end, as by SIGTERM, when the sweep that has started it is gone; once.  Not on a cluster."""
-    if started_by_sweep() and _on_this_machine() and not _state.follows:
+    if _sweep_is_here() and not _state.follows:
         _state.follows = True
         threading.Thread(target=_follow, args=(int(os.environ[STARTER]),), daemon=True).start()
 
 
 def end_sweep() -> None:
     """Ask the sweep that has started this process to end, as this process does."""
-    if started_by_sweep() and _on_this_machine():
+    if _sweep_is_here():
         with suppress(OSError):
             os.kill(int(os.environ[STARTER]), signal.SIGTERM)
 
@@ -150,6 +150,10 @@ def _wanted() -> list[int]:
 
 def _on_this_machine() -> bool:
     return os.environ.get("SUBMITIT_EXECUTOR", "local") == "local"
+
+
+def _sweep_is_here() -> bool:
+    return started_by_sweep() and STARTER in os.environ and _on_this_machine()
 
 
 def _handle(number: int, frame: Any) -> None:

@@ -32,6 +32,8 @@ class Screen(Console):
 
 # under a launcher (torchrun, accelerate) the first process speaks; ":x:" in a path or a question is no emoji
 console = Screen(highlight=False, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
+if not console.width:  # COLUMNS=0, at which Rich prints nothing
+    console.width = 80
 
 
 class Bar:

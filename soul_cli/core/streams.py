@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import time
 from contextlib import suppress
@@ -17,6 +18,15 @@ def prepare_output() -> None:
     """Let characters that the terminal does not know be replaced instead of ending the run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def is_unread() -> bool:
+    """Return whether standard output is a pipe whose reader has gone."""
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def close_output() -> bool:

@@ -72,5 +72,5 @@ def sbert_judge(path: str) -> Judge:
 
 
 def make_judge(name: str, sbert_model: str) -> Judge:
-    """Return the judge of a name; of sbert, loading its model."""
+    """Return the judge of a name in JUDGES; that of sbert loads its model, once."""
     return rouge_judge if name == "rougeL" else sbert_judge(sbert_model)

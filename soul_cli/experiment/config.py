@@ -169,7 +169,7 @@ def _value(key: str, value: Any, kind: Any) -> Any:
     if key not in GROUPS and key not in SECTIONS:
         return default_cache() if key == "cache_dir" and value is None else _setting(key, value, kind)
     if not isinstance(value, DictConfig):
-        raise UserError(f"{key}={quoted(value)}: must be a group of keys; set one of them as {key}.KEY=VALUE")
+        raise UserError(f"{key}={_typed_as(value)}: must be a group of keys; set one of them as {key}.KEY=VALUE")
     return _typed(key, value, _schema(key, value) if key in GROUPS else SECTIONS[key])
 
 
@@ -183,16 +183,26 @@ def _setting(key: str, value: Any, kind: Any) -> Any:
         value = str(value)  # as of a folder named by a date
     if isinstance(kind, type) and issubclass(kind, Enum):
         if value not in kind.__members__:
-            raise UserError(f"{key}={quoted(value)}: must be one of {', '.join(kind.__members__)}")
+            raise UserError(f"{key}={_typed_as(value)}: must be one of {', '.join(kind.__members__)}")
         return kind[value]
     if get_origin(kind) is list:
         if not isinstance(value, ListConfig) or not all(isinstance(v, str) for v in value):
             some = value if isinstance(value, str) and value else "NAME"
-            raise UserError(f"{key}={quoted(value)}: must be a list: {key}=[{some}], or [] for none")
+            raise UserError(f"{key}={_typed_as(value)}: must be a list: {key}=[{some}], or [] for none")
         return list(value)
-    if type(value) is not kind or value == "":
-        raise UserError(f"{key}={quoted(value)}: must be {KINDS[kind]}")
+    if type(value) is not kind or value == "" or (kind is str and not _encodable(value)):
+        raise UserError(f"{key}={_typed_as(value)}: must be {KINDS[kind]}")
     return value
+
+
+def _typed_as(value: Any) -> str:
+    """Return a value as one types it."""
+    return quoted(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+
+
+def _encodable(text: str) -> bool:
+    """Return whether files can hold the text: Python reads bytes that are not UTF-8 as half characters."""
+    return text == text.encode(errors="ignore").decode()
 
 
 def _schema(group: str, values: DictConfig) -> type:

@@ -51,8 +51,7 @@ def run(config: RunConfig) -> Path:
         if folder.is_finished(key, with_model=config.save_model):
             say(f"finished before ({folder.path}); force=true runs it again")
         else:
-            general.prepare(config.eval.lm_eval)
-            make_judge(config.eval.judge, config.eval.sbert_model)
+            prepare(config)
             notes = check(context)
             if config.problem is not None:
                 unlearning.check_layers(config.problem, lm_config_of(config).num_hidden_layers)
@@ -60,6 +59,12 @@ def run(config: RunConfig) -> Path:
             _run(context, folder, key)
         folder.tidy()
     return folder.path
+
+
+def prepare(config: RunConfig) -> None:
+    """Load what the evaluation needs beside models, so that what cannot be had is said before anything costly."""
+    general.prepare(config.eval.lm_eval)
+    make_judge(config.eval.judge, config.eval.sbert_model)
 
 
 def place(config: RunConfig, key: str) -> Path:

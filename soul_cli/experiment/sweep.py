@@ -28,7 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from soul_cli.core import interrupt
-from soul_cli.experiment.overrides import normalise, quoted
+from soul_cli.experiment.overrides import normalise, quoted, read
 
 Member = dict[str, str]  # override -> value, as typed on the command line
 Setting = tuple[tuple[str, str], ...]  # a member's overrides, but for where and on which seed it runs
@@ -92,6 +92,7 @@ class Members(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Outcome]:
         """Run all members; ends with their table and, where some failed, with an error that names them."""
+        self._check_choice()
         members = expand(self.grids, self._given(arguments))
         if self.choose is None or self.config.plan:  # a plan leaves nothing to choose by
             outcomes = self._run(members)
@@ -101,9 +102,21 @@ class Members(Sweeper):
         fail(outcomes)
         return outcomes
 
+    def _check_choice(self) -> None:
+        from soul_cli.core.types import UserError
+
+        chooses = self.choose if isinstance(self.choose, dict) else {}
+        kinds = {"validation_seeds": list, "validation_overrides": dict, "seeds": list}
+        if self.choose is not None and not all(isinstance(chooses.get(key), kind) for key, kind in kinds.items()):
+            raise UserError(
+                f"hydra.sweeper.choose: must be null or have validation_seeds (a list), validation_overrides and seeds "
+                f"(a list); it is {self.choose}"
+            )
+
     def _choose(self, members: list[Member]) -> list[Outcome]:
         """Try every setting on the validation seeds, then run the best ones on the seeds to report."""
-        out, seeds = str(self.config.output_dir), [m["seed"] for m in members if "seed" in m] or self.choose["seeds"]
+        out = str(self.config.output_dir)
+        seeds = [read(m["seed"]) for m in members if "seed" in m] or self.choose["seeds"]
         cheaper = {k: quoted(v) for k, v in self.choose["validation_overrides"].items()}
         settings = expand([{"seed": self.choose["validation_seeds"]}], [without(m, "seed") for m in members])
         tried = self._run(settings, cheaper | {"output_dir": quoted(f"{out}/{VALIDATION}")})
@@ -142,15 +155,15 @@ class Members(Sweeper):
     def _check(self, lines: list[list[str]]) -> None:
         """Check every member's configuration before the first of them costs anything."""
         from soul_cli.core.types import UserError
-        from soul_cli.evaluate import general
         from soul_cli.experiment.config import load
+        from soul_cli.experiment.run import prepare
 
         for line in lines:
             raw = self.hydra_context.config_loader.load_sweep_config(self.config, line)
             try:
                 config = load(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
                 if not config.plan:
-                    general.prepare(config.eval.lm_eval)
+                    prepare(config)
             except UserError as error:
                 raise UserError(f"{error} (member {' '.join(line)}; none has been run)") from None
 
