@@ -76,7 +76,7 @@ def run_member(raw: DictConfig) -> str:
     from soul_cli.core.types import UserError
     from soul_cli.experiment.sweep import forget_frames
 
-    quiet_libraries()
+    settle_libraries()
     hydra = HydraConfig.get()
     sweeps = hydra.mode == RunMode.MULTIRUN
     if sweeps:
