@@ -361,11 +361,11 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "held-out authors trained on": (
         lambda f: shutil.copy(f / "retain_perturbed.json", f / "holdout_perturbed.json"),
-        r"holdout_perturbed\.json, line 1: this question is also in .*full\.json, line 1: '.+'; .*not trained on",
+        r"holdout_perturbed\.json, line 1: this item is also in .*full\.json, line 1: '.+'; .*not trained on",
     ),
     "one file of facts twice": (
         lambda f: shutil.copy(f / "real_authors_perturbed.json", f / "world_facts_perturbed.json"),
-        r"world_facts_perturbed\.json, line 1: this question is also in .*real_authors_perturbed\.json, line 1: ",
+        r"world_facts_perturbed\.json, line 1: this item is also in .*real_authors_perturbed\.json, line 1: ",
     ),
     "no paraphrased answer in one row": (
         edit("forget10_perturbed", 6, without("paraphrased_answer")),
@@ -470,6 +470,11 @@ def test_too_many_holdout_authors(folder: Path, cache_dir: Path, count: int):
 def test_missing_folder(cache_dir: Path, source: str):
     with pytest.raises(UserError, match=rf"task.source={source}: no such folder; give a folder, a hub id .* or 'emb"):
         load_tofu(source, "forget10", 0, cache_dir)
+
+
+def test_a_file_is_no_folder(folder: Path, cache_dir: Path):
+    with pytest.raises(UserError, match=r"task\.source=.*full\.json: is a file; give the folder"):
+        load_tofu(str(folder / "full.json"), "forget10", 0, cache_dir)
 
 
 def test_hub_without_network(cache_dir: Path):

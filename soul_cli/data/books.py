@@ -136,6 +136,7 @@ def _hub_parts(name: str) -> tuple[str, str, str]:
 def content(book: str, cache_dir: Path) -> str:
     """Return a hash of what a book holds; of a data set on the hub its name."""
     if not book.startswith(HUB):
+        open_bytes(Path(book)).close()  # an error of its own
         return sha256(Path(book))
     folder = Path(_hub_parts(book)[0]).expanduser()
     if not folder.is_dir():

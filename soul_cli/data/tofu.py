@@ -5,6 +5,7 @@ Everything is read and compared before anything is trained: see `_check_splits` 
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -142,6 +143,10 @@ def _folded(text: str) -> str:
     return _spaced(unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).casefold())
 
 
+def _pair(row: QA) -> Pair:
+    return _folded(row.question), _folded(row.answer)
+
+
 def _words(text: str) -> str:
     """Likewise without punctuation."""
     return " ".join(re.findall(r"\w+", _folded(text)))
@@ -163,15 +168,16 @@ def _check_splits(full: Split, forget: Split, retain: Split, evaluated: dict[str
     _apart(forget, retain, evaluated["forget"])
     _within(evaluated["forget"], forget)
     _within(evaluated["retain"], retain)
-    known = {_folded(row.question): place for place, row in full}
+    known = {_pair(row): place for place, row in full}
     for name in ("real_authors", "world_facts", "holdout"):
-        for place, row in evaluated.get(name, ()):
-            if first := known.get(_folded(row.question)):
+        others = evaluated.get(name, Split(name, [], []))
+        for place, row in others:
+            if first := known.get(_pair(row)):
                 raise UserError(
-                    f"{place}: this question is also in {first}: {row.question!r}; {evaluated[name].name} must hold "
-                    "what is not trained on, and no question of another such file"
+                    f"{place}: this item is also in {first}: {row.question!r}; {others.name} must hold what is not "
+                    "trained on, and nothing of another such file"
                 )
-        known |= {_folded(row.question): place for place, row in evaluated.get(name, ())}
+        known |= {_pair(row): place for place, row in others}
     for key in PARAPHRASES:
         some = [evaluated[name] for name in ("forget", "retain")]
         has = [bool(getattr(split.rows[0], key)) for split in some]
@@ -196,9 +202,9 @@ def _within(part: Split, whole: Split) -> None:
 
 def _apart(forget: Split, retain: Split, perturbed: Split) -> None:
     """No row to forget, nor its paraphrase, stands in the retain set too."""
-    known = {(_folded(row.question), _folded(row.answer)): place for place, row in retain}
+    known = {_pair(row): place for place, row in retain}
     for place, row in forget:
-        if first := known.get((_folded(row.question), _folded(row.answer))):
+        if first := known.get(_pair(row)):
             raise UserError(f"{place}: this item is also in {_short(first, retain)}: {row.question!r}")
     for place, row in perturbed:
         for answer in (row.answer, row.paraphrased_answer):
@@ -247,7 +253,13 @@ def _folder(source: str, cache_dir: Path) -> Path:
         return embedded.layout(cache_dir)
     folder = Path(source).expanduser()
     if folder.is_dir():
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise UserError(f"task.source={source}: the folder cannot be read (permission denied)")
         return folder
+    if folder.exists():
+        raise UserError(
+            f"task.source={source}: is a file; give the folder with full.json and the other files, unpacked"
+        )
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"task.source={source}: no such folder; give a folder, a hub id (owner/name) or 'embedded'")
     from huggingface_hub import snapshot_download
