@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from soul_cli.core.types import Prompted, UserError
-from soul_cli.evaluate.decoding import WAYS, Rows
+from soul_cli.evaluate.decoding import Rows, ways
 from soul_cli.evaluate.trees import Tree, plant
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.models.checks import positions
@@ -38,22 +38,23 @@ class Abilities:
     decoding: type[Rows]  # the way to generate
 
 
-_known: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[str, Abilities]] = WeakKeyDictionary()  # by kind of device
 
 
 def abilities(lm: Any) -> Abilities:
-    """Return how the model may be asked, tried at the first call.
+    """Return how the model may be asked where it lies, tried at the first call.
 
     UserError: its predictions cannot be had here as it gives them by itself, so that it must not be trained.
     """
-    if lm not in _known:
+    known = _known.setdefault(lm, {})
+    if lm.device.type not in known:
         training = lm.training
         lm.eval()
         try:
-            _known[lm] = _tried(lm)
+            known[lm.device.type] = _tried(lm)
         finally:
             lm.train(training)
-    return _known[lm]
+    return known[lm.device.type]
 
 
 @torch.inference_mode()
@@ -61,7 +62,7 @@ def _tried(lm: Any) -> Abilities:
     trial = Trial(lm)
     trial.check_causal()
     trial.check_rows()
-    decoding = next((way for way in WAYS if trial.holds(partial(trial.decoded, way))), None)
+    decoding = next((way for way in ways(lm.device) if trial.holds(partial(trial.decoded, way))), None)
     if decoding is None:
         raise UserError(f"{type(lm).__name__} cannot generate here: what it says in a batch is not what it says alone")
     return Abilities(trial.holds(trial.branched), reach(lm), decoding)
@@ -132,14 +133,14 @@ class Trial:
         """Return how far the predictions behind rows that grow are from the model's own."""
         first, second = self.sequences
         starts = (7, 3) if way.mixed else (7, 7)
-        rows = way(self.lm, [first[: starts[0]], second[: starts[1]]])
+        rows = way(self.lm, [first[: starts[0]], second[: starts[1]]], 4)
         errors: list[float] = []
-        for step in range(2):
+        for step in range(3):
             errors += self._compare(rows, [(self.own[i], starts[i] + step) for i in range(2)])
             rows.append(torch.tensor([s[at + step] for s, at in zip(self.sequences, starts, strict=True)]).to(rows.ids))
         if way.leaves:
             rows.keep(torch.tensor([1], device=self.lm.device))
-            errors += self._compare(rows, [(self.own[1], starts[1] + 2)])
+            errors += self._compare(rows, [(self.own[1], starts[1] + 3)])
         return max(errors)
 
     @staticmethod
