@@ -20,10 +20,12 @@ from bench_setup import let_answers_end
 from check_plan import plan_of
 from gpu_setup import Job, job, rates, seconds, wait
 
+from soul_cli.core import cost
 from soul_cli.core.types import QA, Prompted
 from soul_cli.data.batches import Step
 from soul_cli.data.encode import Encoder
 from soul_cli.data.rows import Rows
+from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment.base_models import train_tokenizer
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import untrained
@@ -238,30 +240,18 @@ def say_step(one: Job, what: str, work: Work, took: dict[bool, float], count: in
 
 
 class Watch:
-    """What the forwards of an evaluation are asked for: tokens by kind, and the least a decoded step can take."""
+    """What the forwards of an evaluation read: calls and tokens of scoring, tokens of prompts to decode from."""
 
-    def __init__(self, lm: Any, machine: Machine):
-        self.machine = machine
-        self.parameters = sum(p.numel() for p in lm.parameters())
-        self.weights = sum(p.numel() * p.element_size() for p in lm.parameters())
-        c = lm.config
-        self.token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * 2
-        self.scored = self.prompted = self.steps = 0
-        self.floor = 0.0  # seconds of all decoded steps
+    def __init__(self, lm: Any):
+        self.calls = self.scored = self.prompted = 0
         self.hook = lm.base_model.register_forward_pre_hook(self._asked, with_kwargs=True)
 
     def _asked(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"]
-        cache = kwargs.get("past_key_values")
         if not kwargs.get("use_cache"):
-            self.scored += ids.numel()
+            self.calls, self.scored = self.calls + 1, self.scored + ids.numel()
         elif ids.shape[1] > 1:
             self.prompted += ids.numel()
-        else:
-            self.steps += 1
-            kept = self.token * ids.shape[0] * (cache.get_seq_length() if cache is not None else 0)
-            moved = (self.weights + kept) / self.machine.bandwidth
-            self.floor += max(moved, 2 * self.parameters * ids.shape[0] / self.machine.products)
 
 
 def evaluate(one: Job, machine: Machine) -> None:
@@ -274,37 +264,43 @@ def evaluate(one: Job, machine: Machine) -> None:
     most = config.model.architecture.vocab_size
     tokenizer = train_tokenizer([f"{q.question} {q.answer}" for q in items] * 2, min(VOCABULARY, most), 512)
     encoder = Encoder(tokenizer, "plain", 512)
+    able = abilities(lm)
+    one.note(f"way to generate: {able.decoding.__name__}; answers that share a prompt in one row: {able.trees}")
     for budget in (8192, 65536):
-        watch = Watch(lm, machine)
-        config.eval.batch_tokens = budget
         if one.left < 40:
             return one.note(f"evaluation with eval.batch_tokens={budget}: no time left")
-        _evaluate(one, lm, encoder, items, config, watch, budget)
+        config.eval.batch_tokens = budget
+        _evaluate(one, lm, encoder, items, config, machine)
 
 
-def _evaluate(
-    one: Job, lm: Any, encoder: Encoder, items: list[QA], config: RunConfig, watch: Watch, budget: int
-) -> None:
+def _evaluate(one: Job, lm: Any, encoder: Encoder, items: list[QA], config: RunConfig, machine: Machine) -> None:
     free(one.device)
-    clock = Clock(one.device)
-    config.task.evaluate(lm, encoder, "forget", items, config.eval, clock)
+    clock, watch = Clock(one.device), Watch(lm)
+    with cost.measure():
+        config.task.evaluate(lm, encoder, "forget", items, config.eval, clock)
+        spent = cost.spent()
     watch.hook.remove()
-    took = clock.took()
-    work = 2 * watch.parameters * watch.scored
-    size = f"{len(items)} rows, budget {budget}"
+    took, size = clock.took(), f"{len(items)} rows, budget {config.eval.batch_tokens}"
+    parameters = sum(p.numel() for p in lm.parameters())
+    weights = sum(p.numel() * p.element_size() for p in lm.parameters())
+    work = 2 * parameters * watch.scored / machine.products
     one.measured(
-        "scoring, seconds over (FLOP / bf16 rate)", size, took["scoring"] * watch.machine.products / work, None,
-        f"{took['scoring']:.2f} s, {watch.scored} tokens with padding",
+        "scoring, seconds over (FLOP / bf16 rate)", size, took["scoring"] / work, None,
+        f"{took['scoring']:.2f} s, {watch.scored} tokens with padding in {watch.calls} forwards",
     )  # fmt: skip
-    prompts = 2 * watch.parameters * watch.prompted / watch.machine.products
-    each = took["generating"] / max(1, watch.steps)
+    steps, made = spent["forward_passes"] - watch.calls, spent["generated_tokens"]
+    c, rows = lm.config, 2 * len(items)  # the question and its paraphrase
+    token = 4 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads)
+    read = steps * weights + made * token * (watch.prompted / rows + made / rows / 2)
+    products = 2 * parameters * (watch.prompted + made) / machine.products
     one.measured(
-        "decoding, seconds over its floor", size, took["generating"] / (watch.floor + prompts), None,
-        f"{took['generating']:.2f} s; {watch.steps} steps of {each * 1e3:.1f} ms; floor {watch.floor:.2f} s (weights "
-        f"and cache at copy bandwidth, or products) and {prompts:.2f} s for prompts",
+        "decoding, seconds over its floor", size, took["generating"] / (read / machine.bandwidth + products), None,
+        f"{took['generating']:.2f} s; {made} tokens in {steps} steps of "
+        f"{took['generating'] / max(1, steps) * 1e3:.1f} ms; floor: weights at each step and the cache at copy "
+        f"bandwidth {read / machine.bandwidth:.2f} s, products {products:.2f} s",
     )  # fmt: skip
     if one.device.type == "cuda":
-        one.note(f"evaluation, budget {budget}: peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+        one.note(f"evaluation, {size}: peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
 
 
 class Clock:

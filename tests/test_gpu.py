@@ -25,6 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.types import Prompted
 from soul_cli.data.rows import Rows
+from soul_cli.evaluate.abilities import abilities
+from soul_cli.evaluate.decoding import Recorded
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.adapters import LoRA
@@ -281,5 +283,6 @@ def test_greedy_answers_are_those_of_the_cpu(tiny_lm: MakeLM, device: torch.devi
     ends = {here[0][3], here[1][7]}
     ending = greedy(lm, PROMPTS, ends=ends, most_new=room, budget=999)
     lm = tiny_lm(torch.float64, spread=1.0).to(device)
+    assert (abilities(lm).decoding is Recorded) is (device.type == "cuda")
     assert greedy(lm, PROMPTS, ends=(), most_new=room, budget=3 * MAX_TOTAL) == here
     assert greedy(lm, PROMPTS, ends=ends, most_new=room, budget=999) == ending
