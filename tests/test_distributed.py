@@ -531,7 +531,7 @@ def alive_at_evaluation(model: Path, work: Path, parallel: str) -> list[int]:
     config = compose([
         "model=hub", f"model.path={model}", f"task.target_model={model}", "method=graddiff", "optim=adamw",
         "model.dtype=float64", "train.precision=no", "train.epochs=1", "train.batch_size=8", f"parallel={parallel}",
-        f"cache_dir={work / 'cache'}", f"output_dir={work / 'out'}", "eval.limit=1", "eval.max_total=40",
+        f"cache_dir={work / 'cache'}", f"output_dir={work / 'out'}", "eval.limit=1", "eval.max_total=120",
         f"task.source={work.parent / 'data'}", "task.template=plain",
     ])  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
