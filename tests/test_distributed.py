@@ -490,7 +490,7 @@ def write_everything(path: Path) -> list[Any]:
     folder.write_trained(weights, [{"step": rank}], {"epoch": rank})
     folder.keep_model()
     folder.write_rows({"this_run": [{"index": rank}]})
-    folder.write_metrics("key", config, {"this_run": {"a": Metric(rank, 1, "up", "")}}, {}, {}, [])
+    folder.write_metrics("key", config, "m", {"this_run": {"a": Metric(rank, 1, "up", "")}}, {}, {}, [])
     answers = [folder.epochs_so_far(), folder.is_trained(), folder.is_finished("key", with_model=True), folder.models()]
     folder.tidy()
     return answers
@@ -531,8 +531,8 @@ def alive_at_evaluation(model: Path, work: Path, parallel: str) -> list[int]:
     config = compose([
         "model=hub", f"model.path={model}", f"task.target_model={model}", "method=graddiff", "optim=adamw",
         "model.dtype=float64", "train.precision=no", "train.epochs=1", "train.batch_size=8", f"parallel={parallel}",
-        f"cache_dir={work / 'cache'}", f"output_dir={work / 'out'}", "eval.limit=1", "eval.max_total=40",
-        f"task.source={work.parent / 'data'}", "task.template=plain",
+        f"cache_dir={work / 'cache'}", f"output_dir={work / 'out'}", "eval.limit=1", "eval.max_total=120",
+        f"task.source={work.parent / 'data'}", "task.template=plain", "model.max_length=256",
     ])  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "__init__", watch)

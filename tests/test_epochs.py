@@ -19,7 +19,7 @@ from soul_cli.data.generator import generate_authors
 from soul_cli.evaluate.metrics import nearness, retention
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
-from soul_cli.experiment.epochs import chosen
+from soul_cli.experiment.epochs import best_line
 from soul_cli.experiment.run import run
 from soul_cli.tasks import copyright_metrics, tofu_metrics
 from soul_cli.tasks.tofu import TOFU
@@ -121,8 +121,8 @@ def test_copyright_score_by_hand() -> None:
 
 def test_the_best_is_the_earliest_of_equals_and_never_epoch_0() -> None:
     lines = [{"epoch": e, "score": s} for e, s in ((0, 0.9), (1, 0.3), (2, 0.5), (3, 0.5))]
-    assert chosen(lines) is lines[2]
-    assert chosen([{"epoch": 0, "score": 0.4}, {"epoch": 1, "score": 0.0}])["epoch"] == 1
+    assert best_line(lines) is lines[2]
+    assert best_line([{"epoch": 0, "score": 0.4}, {"epoch": 1, "score": 0.0}])["epoch"] == 1
 
 
 @pytest.mark.parametrize("overrides", [["every=0"], ["limit=0", "every=1"], ["select=best"], ["select=first"]])
@@ -159,7 +159,7 @@ def ran(place: Path, name: str, *more: str) -> Path:
     where = [f"task.source={place / 'data'}", f"cache_dir={place / 'cache'}", f"output_dir={place / name}"]
     short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1"]
     steps = ["model.base.train.checkpoint_steps=99", "model.finetune.train.checkpoint_steps=99"]
-    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=60", *more]))
+    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=100", *more]))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from soul_cli.core.types import Prompted, UserError
 from soul_cli.data.rows import Rows
-from soul_cli.experiment.unlearning import check_layers
+from soul_cli.experiment.checks import check_layers
 from soul_cli.models import answer_model
 from soul_cli.objective.combine import Gradient
 from soul_cli.objective.forget import Objective

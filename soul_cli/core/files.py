@@ -21,7 +21,7 @@ CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.par
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON-able value, independent of key order."""
+    """Return a hash of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -37,12 +37,13 @@ def plain(value: Any) -> Any:
 
 
 def sha256(path: Path) -> str:
+    """Return the hash of a file's content."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
-    """Hash of names and contents.  Large files are hashed once and remembered by path, size and mtime."""
+    """Return a hash of names and contents.  Large files are hashed once and remembered by path, size and mtime."""
     memory_path = cache_dir / "file_hashes.json"
     memory = read_json(memory_path, {})
     known = len(memory)
@@ -62,7 +63,7 @@ def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The file's content, or `default` where it is missing or not JSON."""
+    """Return the file's content, or `default` where it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -70,7 +71,7 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The values of a JSON Lines file, blank lines left out.
+    """Return the values of a JSON Lines file, blank lines left out.
 
     Not splitlines: JSON leaves U+2028 and the like as they are.
     """

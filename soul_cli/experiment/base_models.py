@@ -104,11 +104,12 @@ class EmbeddedModel(Model):
 
     @property
     def inner(self) -> int:
-        """Width of the MLP."""
+        """Return the width of the MLP."""
         return max(16, self.hidden * 8 // 3 // 16 * 16)
 
     @property
     def architecture(self) -> Architecture:
+        """Return what the model is built of."""
         return Architecture(
             model_type="llama", hidden_size=self.hidden, num_hidden_layers=self.layers, num_attention_heads=self.heads,
             num_key_value_heads=self.heads, intermediate_size=self.inner, vocab_size=self.vocab,
@@ -134,7 +135,7 @@ class EmbeddedModel(Model):
 
 
 def train_tokenizer(texts: list[str], vocab: int, max_length: int) -> Any:
-    """A byte-level BPE with BOS, EOS and PAD of their own."""
+    """Return a byte-level BPE with BOS, EOS and PAD of their own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -13,7 +13,7 @@ from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
 from soul_cli.models.checks import check_sizes, positions
 from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
-from soul_cli.objective.methods import Prompting
+from soul_cli.objective.methods import Problem, Prompting
 from soul_cli.tasks.base import check_lengths, measure_training, read_retain_rows
 
 
@@ -29,11 +29,13 @@ def check(context: Context) -> list[str]:
     config, data = context.config, context.data
     first = _first(context)
     encoder = _encoder(context, first)
+    if config.problem is not None:
+        check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
     prompts = isinstance(config.method, Prompting)
     _check_lengths(context, encoder, _encoder(context, first, data.system_prompt) if prompts else encoder)
     _check_evaluation(context, first)
     if config.task.retain_rows:
-        given = read_retain_rows(evaluation.rows_of(config.task.retain_rows))
+        given = read_retain_rows(evaluation.retain_rows_file(config.task.retain_rows))
         config.task.check_retain_rows(given, evaluation.splits(context))
     if config.task.retain_model:
         ref = context.given(config.task.retain_model)
@@ -93,4 +95,13 @@ def _check_evaluation(context: Context, reader: Reader, system: str = "") -> Non
             raise UserError(
                 f"{split}: up to {longest} tokens are read at once{prompt} (eval.max_total={config.eval.max_total}), "
                 f"the model reads {reader.limit}"
+            )
+
+
+def check_layers(problem: Problem, layers: int) -> None:
+    """Refuse a term on a layer that the model has not.  layers: how many it has."""
+    for term in problem.terms.values():
+        if term.needs.layer is not None and not 0 <= term.needs.layer < layers:
+            raise UserError(
+                f"{term.name}: there is no layer {term.needs.layer}; the model has layers 0 to {layers - 1}"
             )

@@ -45,7 +45,7 @@ class EpochEvaluation:
 
     @cached_property
     def references(self) -> dict[str, dict[str, Metric]]:
-        """Metrics of the other models on the same few rows."""
+        """Return metrics of the other models on the same few rows."""
         return {name: self._summary(rows) for name, rows in self.rows.items()}
 
     def __call__(self, lm: Any, epoch: int) -> None:
@@ -61,7 +61,7 @@ class EpochEvaluation:
             show = self.progress.line(f"evaluating, epoch {epoch}")
             rows = evaluate(self.context, lambda: model, self.encoder, parts, show, config.epoch_eval.limit)
             line = once(lambda: self._line(epoch, rows)) | {"cost": cost.spent()}
-        if config.epoch_eval.select is Select.best and epoch and chosen([*self.lines, line]) is line:
+        if config.epoch_eval.select is Select.best and epoch and best_line([*self.lines, line]) is line:
             self._keep(lm)
         self.lines.append(line)
         self.folder.write_epochs(self.lines)
@@ -69,7 +69,7 @@ class EpochEvaluation:
         remove(self.whole)
 
     def _whole(self, lm: Any) -> Any:
-        """lm; of a sharded one a whole copy on each process."""
+        """Return lm; of a sharded one a whole copy on each process."""
         if not sharded(next(lm.parameters())):
             return lm
         save(lm, self.encoder, self.whole)
@@ -100,35 +100,35 @@ class EpochEvaluation:
                 raise UserError(
                     f"epoch_eval.select=best: the score needs {missing}, which this run does not have; take select=last"
                 ) from None
-        return {"epoch": epoch, "score": score, "metrics": values(models["this_run"])}
+        return {"epoch": epoch, "score": score, "metrics": metric_values(models["this_run"])}
 
     def _summary(self, rows: list[Row]) -> dict[str, Metric]:
-        """Metrics on the first rows of each split."""
+        """Return metrics on the first rows of each split."""
         config, limit = self.context.config, self.context.config.epoch_eval.limit
 
-        def few(some: list[Row]) -> list[Row]:
-            return [r for r in some if r["split"] != general.SPLIT and r["index"] < limit]
+        def first(rows: list[Row]) -> list[Row]:
+            return [r for r in rows if r["split"] != general.SPLIT and r["index"] < limit]
 
         retain = self.rows.get("retain_trained")
         metrics, _ = config.task.summarise(
-            few(rows), few(retain) if retain else None, config.eval, facts_trained=config.model.facts_trained
+            first(rows), first(retain) if retain else None, config.eval, facts_trained=config.model.facts_trained
         )
         return metrics
 
     def spent(self) -> dict[str, Any]:
-        """What all evaluations cost together."""
+        """Return what all evaluations cost together."""
         total = cost.Cost()
         for line in self.lines:
             total.add(cost.Cost(**line["cost"]))
         return vars(total) | {"seconds": round(total.seconds, 3)}
 
     def outcome(self) -> dict[str, Any]:
-        """For metrics.json: which epoch's weights the run ends with, by which rule, and the levels to compare with."""
+        """Return for metrics.json which epoch's weights the run ends with, by which rule, and what to compare with."""
         config = self.context.config
         best = config.epoch_eval.select is Select.best
-        line = chosen(self.lines) if best else self.lines[-1]
+        line = best_line(self.lines) if best else self.lines[-1]
         rule = " ".join((config.task.selection_score.__doc__ or "").split())
-        levels = {name: values(metrics) for name, metrics in self.references.items()}
+        levels = {name: metric_values(metrics) for name, metrics in self.references.items()}
         return {
             "select": config.epoch_eval.select.value, "epoch": line["epoch"], "score": line["score"],
             "of": [each["epoch"] for each in self.lines], "rule": rule, "levels": levels,
@@ -141,11 +141,11 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def chosen(lines: list[Line]) -> Line:
-    """The line with the highest score, the earliest of equals.  Epoch 0 is no unlearned model and never chosen."""
+def best_line(lines: list[Line]) -> Line:
+    """Return the line with the highest score, the earliest of equals; never epoch 0, which is no unlearned model."""
     return max(lines, key=lambda line: (line["epoch"] > 0, line["score"], -line["epoch"]))
 
 
-def values(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
-    """Numbers alone; directions and definitions are those of metrics.json."""
+def metric_values(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Return numbers alone; directions and definitions are those of metrics.json."""
     return {k: {x: m[x] for x in ("value", "n", "ci95")} for k, m in plain_metrics(metrics).items()}

@@ -70,12 +70,12 @@ def evaluate(
         if done is None:
             lm = load() if lm is None else lm
 
-            def show(what: str, done: int, total: int, part: str = part) -> None:
+            def report_progress(what: str, done: int, total: int, part: str = part) -> None:
                 progress.to(f"{part}, {what}", done, total)
 
             with cost.measure():
                 cost.count(parameter_bytes=cost.tensor_bytes(lm.parameters()))
-                done = {"rows": compute(lm, progress=show), "cost": cost.spent()}
+                done = {"rows": compute(lm, progress=report_progress), "cost": cost.spent()}
             if main():
                 write_text(path, json.dumps(done))
         cost.resume(done["cost"])
@@ -89,7 +89,7 @@ def _parts(context: Context, encoder: Encoder, limit: int | None) -> Iterator[tu
     """Yield name and evaluation (of a model, to rows) of each part: the task's splits, lm-eval's tasks."""
     config = context.config.eval
     for split, items in splits(context, limit).items():
-        yield split, partial(_split, context, encoder=encoder, split=split, items=items)
+        yield split, partial(_evaluate_split, context, encoder=encoder, split=split, items=items)
     if limit is not None:
         return
     about = {"tokenizer": encoder.tokenizer, "config": config.lm_eval, "system": encoder.system}
@@ -98,7 +98,7 @@ def _parts(context: Context, encoder: Encoder, limit: int | None) -> Iterator[tu
         yield f"{general.SPLIT}_{name}", lambda lm, progress, run=compute: once(lambda: run(lm, progress=progress))
 
 
-def _split(
+def _evaluate_split(
     context: Context,
     lm: Any,
     *,
@@ -109,14 +109,14 @@ def _split(
 ) -> list[Row]:
     """Return the rows of a split, by item.  Every process evaluates its share with a whole model of its own."""
     config = context.config
-    own = config.task.evaluate(lm, encoder, split, list(share(items)), config.eval, progress)
-    for row in own:
+    share_rows = config.task.evaluate(lm, encoder, split, list(share(items)), config.eval, progress)
+    for row in share_rows:
         row["index"] = row["index"] * world() + rank()  # in the split, not in the share
-    return sorted((row for rows in everyone(own) for row in rows), key=lambda row: row["index"])
+    return sorted((row for rows in everyone(share_rows) for row in rows), key=lambda row: row["index"])
 
 
-def rows_of(given: str) -> Path:
-    """The file of task.retain_rows: a rows file, or that of a run folder.
+def retain_rows_file(given: str) -> Path:
+    """Return the file of task.retain_rows: a rows file, or that of a run folder.
 
     Of a run folder it is the unlearned model's, with method=none the original's.
     """

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from soul_cli.core.distributed import world
-from soul_cli.experiment.base_models import EmbeddedModel, HubModel
+from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
-from soul_cli.experiment.models import missing
-from soul_cli.models.load import count_parameters, lm_config
+from soul_cli.experiment.models import missing, unlearned_config
+from soul_cli.models.load import count_parameters
 
 TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
 TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
@@ -35,41 +35,33 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         *(f"         {note}" for note in notes),
-        f"unlearn  {what(config)}"
+        f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
-        *([between(context)] if config.evaluates_epochs else []),
+        *([epochs_line(context)] if config.evaluates_epochs else []),
         f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
-    lines.append(f"time     about {roughly(estimate(context))}")
+    lines.append(f"time     about {format_time(estimate(context))}")
     return "\n".join(lines)
 
 
-def between(context: Context) -> str:
+def epochs_line(context: Context) -> str:
     """Return the header's line on evaluation during unlearning."""
     settings = context.config.epoch_eval
     count = sum(map(len, splits(context, settings.limit).values()))
-    kept = f"{settings.select.value} epoch kept"
-    return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
+    choice = f"{settings.select.value} epoch kept"
+    return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {choice}"
 
 
-def what(config: RunConfig) -> str:
+def method_label(config: RunConfig) -> str:
     """Return the method, and the optimizer where it has one."""
     return f"{config.title} with {config.optim.name}" if config.optimizes else config.title
 
 
 def parameters(config: RunConfig) -> int:
     """Return how many parameters the model that is unlearned has, counted without weights."""
-    return count_parameters(lm_config_of(config))
-
-
-def lm_config_of(config: RunConfig) -> Any:
-    """Return the transformers configuration of the model that is unlearned."""
-    m = config.model
-    if config.task.target_model or isinstance(m, HubModel):
-        return lm_config(config.task.target_model or m.path)  # type: ignore[union-attr]
-    return m.architecture.lm_config()
+    return count_parameters(unlearned_config(config))
 
 
 def estimate(context: Context) -> float:
@@ -78,24 +70,26 @@ def estimate(context: Context) -> float:
     rate = matmul_rate(context.accelerator.device)
     flops = float(parameters(config))
 
-    def words(rows: list[Any]) -> int:
+    def count_words(rows: list[Any]) -> int:
         return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)
 
-    def training(rows: list[Any], epochs: int) -> float:
-        return 6 * flops * words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
+    def training_time(rows: list[Any], epochs: int) -> float:
+        return 6 * flops * count_words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
 
     evaluated = [r for items in splits(context).values() for r in items]
-    evaluation = 2 * flops * words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
+    evaluation = (
+        2 * flops * count_words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
+    )
     seconds = evaluation
     untrained = missing(context)
     epochs = config.model.finetune.train.epochs
     for part, rows in (("target", data.full), ("retain", data.retain)):
         if part in untrained:
-            seconds += training(rows, epochs) + evaluation
+            seconds += training_time(rows, epochs) + evaluation
     if "base" in untrained and isinstance(config.model, EmbeddedModel):
-        seconds += training(data.full, config.model.base.train.epochs)
+        seconds += training_time(data.full, config.model.base.train.epochs)
     if config.changes_weights:
-        seconds += 2 * training(data.forget, config.train.epochs)
+        seconds += 2 * training_time(data.forget, config.train.epochs)
     return seconds
 
 
@@ -110,5 +104,6 @@ def matmul_rate(device: torch.device, size: int = 512) -> float:
     return 2 * size**3 / best
 
 
-def roughly(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """Return a time in words, to ten seconds or a minute."""
     return f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

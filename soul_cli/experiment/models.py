@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soul_cli.core.distributed import Parallel, once, whole_state, world
 from soul_cli.core.files import digest, plain
@@ -26,6 +26,9 @@ from soul_cli.optim.build import Optim
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData, Trainer
 
+if TYPE_CHECKING:
+    from soul_cli.experiment.config import RunConfig
+
 # --- which models ------------------------------------------------------------------------------------------
 
 
@@ -34,13 +37,23 @@ def needs_base(context: Context) -> bool:
     return context.config.task.target_model is None
 
 
-def ready(context: Context) -> list[ModelRef]:
+def given_models(context: Context) -> list[ModelRef]:
     """Return the models the user gave, by content."""
     model, task = context.config.model, context.config.task
     paths: list[tuple[str, str | None]] = [(p, None) for p in (task.target_model, task.retain_model) if p]
     if needs_base(context) and isinstance(model, HubModel):
         paths.append((model.path, model.revision))
     return [context.given(path, revision) for path, revision in paths]
+
+
+def unlearned_config(config: RunConfig) -> Any:
+    """Return the transformers configuration of the model that is unlearned."""
+    if config.task.target_model:
+        return models.lm_config(config.task.target_model)
+    model = config.model
+    if isinstance(model, HubModel):
+        return models.lm_config(model.path, model.revision or "main")
+    return model.architecture.lm_config()
 
 
 def target(context: Context) -> ModelRef:
@@ -201,13 +214,13 @@ def train(
         activation_checkpointing=run.activation_checkpointing,
     )  # fmt: skip
 
-    def show(done: int, total: int, record: dict[str, float]) -> None:
+    def report_step(done: int, total: int, record: dict[str, float]) -> None:
         losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
         progress.to("", done, total, f"loss {losses}")
         if accelerator.trackers:
             accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
 
-    records = trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+    records = trainer.train(work, report_step, partial(after_epoch, lm) if after_epoch else None)
     return (lora.merge(adapters, lambda: context.load(ref, "cpu")) if lora else lm), records
 
 

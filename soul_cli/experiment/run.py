@@ -21,7 +21,7 @@ from soul_cli.experiment.checks import check
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.epochs import EpochEvaluation
-from soul_cli.experiment.header import describe, lm_config_of, what
+from soul_cli.experiment.header import describe, method_label
 from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU
@@ -31,7 +31,7 @@ from soul_cli.train import checkpoint
 
 
 def run(config: RunConfig) -> Path:
-    """Run (or find finished) one experiment; returns its folder.  On several processes all of them call it."""
+    """Run (or find finished) one experiment and return its folder.  On several processes all of them call it."""
     accelerator = start(config.trackers)
     data = once(lambda: config.task.load(config.cache))
     context = Context(config, data, Cache(config.cache, say), accelerator)
@@ -39,12 +39,12 @@ def run(config: RunConfig) -> Path:
         {
             "config": config.identity(),
             "data": data.digest,
-            "models": [(ref.digest, context.rendered(ref)) for ref in models.ready(context)],
-            "retain_rows": sha256(evaluation.rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
+            "models": [(ref.digest, context.rendered(ref)) for ref in models.given_models(context)],
+            "retain_rows": sha256(evaluation.retain_rows_file(rows)) if (rows := config.task.retain_rows) else None,
             **code(__name__, libraries=config.libraries),
         }
     )
-    folder = RunFolder(place(config, key))
+    folder = RunFolder(run_path(config, key))
     with folder.locked(lambda: say(f"another process is at work on {folder.path}; waiting")):
         if config.force:
             folder.clear()
@@ -53,8 +53,6 @@ def run(config: RunConfig) -> Path:
         else:
             prepare(config)
             notes = check(context)
-            if config.problem is not None:
-                unlearning.check_layers(config.problem, lm_config_of(config).num_hidden_layers)
             say(describe(context, folder.path, notes))
             _run(context, folder, key)
         folder.tidy()
@@ -67,7 +65,7 @@ def prepare(config: RunConfig) -> None:
     make_judge(config.eval.judge, config.eval.sbert_model)
 
 
-def place(config: RunConfig, key: str) -> Path:
+def run_path(config: RunConfig, key: str) -> Path:
     """Return where the run lies."""
     parts = [config.title]
     parts += [config.optim.name] if config.optimizes else []
@@ -92,7 +90,7 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
     if retain is not None:
         rows["retain_trained"] = evaluation.rows(context, "evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
-        rows["retain_trained"] = read_retain_rows(evaluation.rows_of(task.retain_rows))
+        rows["retain_trained"] = read_retain_rows(evaluation.retain_rows_file(task.retain_rows))
     if isinstance(config.method, Prompting):
         say(f"system prompt: {data.system_prompt}")
         rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
@@ -123,7 +121,7 @@ def _unlearn(context: Context, target: ModelRef, folder: RunFolder, others: dict
     config = context.config
     if not folder.is_trained():
         set_seed(config.seed)
-        with cost.measure(), bar(f"unlearning, {what(config)}") as progress:
+        with cost.measure(), bar(f"unlearning, {method_label(config)}") as progress:
             _train(context, target, folder, others, progress)
     with cost.measure(), bar("evaluating the unlearned model") as progress:
         unlearned = ModelRef(str(folder.trained), "")

@@ -11,7 +11,7 @@ import torch
 from soul_cli.core.distributed import share
 from soul_cli.core.files import digest, plain
 from soul_cli.core.screen import Bar
-from soul_cli.core.types import QA, UserError
+from soul_cli.core.types import QA
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.kept import Kept, keep
 from soul_cli.data.rows import NO_ROWS, Rows
@@ -22,7 +22,6 @@ from soul_cli.models import load as models
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU
-from soul_cli.objective.methods import Problem
 from soul_cli.objective.term import Logits, Reference, Term
 from soul_cli.train.influence import Influence
 from soul_cli.train.loop import TrainData
@@ -95,15 +94,6 @@ def _before(context: Context, target: ModelRef, term: Term, rows: Pairs, *, stat
         keep(found, out)
 
     return Kept(context.entry("reference", "reference", key, build))
-
-
-def check_layers(problem: Problem, layers: int) -> None:
-    """Refuse a term on a layer that the model has not.  layers: how many it has."""
-    for term in problem.terms.values():
-        if term.needs.layer is not None and not 0 <= term.needs.layer < layers:
-            raise UserError(
-                f"{term.name}: there is no layer {term.needs.layer}; the model has layers 0 to {layers - 1}"
-            )
 
 
 def influence(

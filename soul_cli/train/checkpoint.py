@@ -107,7 +107,7 @@ def keep_start(work: Path, params: Sequence[Tensor]) -> None:
 
 
 def start(work: Path, params: Sequence[Tensor]) -> list[Tensor]:
-    """The weights of work/start, sharded as `params` are.  All processes call it."""
+    """Return the weights of work/start, sharded as `params` are.  All processes call it."""
     tensors = _read(work / "start", params[0])
     return [tensors[name] for name in _named(params)]
 
@@ -141,7 +141,7 @@ def _named(params: Sequence[Tensor]) -> dict[str, Tensor]:
 def _flatten(
     params: Sequence[Tensor], optimizers: Sequence[Optimizer]
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[Any]]:
-    """-> tensors by name, other state by name, and the optimizers' groups."""
+    """Return tensors by name, other state by name, and the optimizers' groups."""
     tensors = _named(params)
     groups, scalars = [], {}
     for k, optimizer in enumerate(optimizers):
@@ -173,7 +173,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], like: Tensor) -> None:
 
 
 def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, sharded where parameters such as `like` are."""
+    """Return all tensors of a checkpoint, sharded where parameters such as `like` are."""
     if (folder / TENSORS).is_file():
         whole = load_file(folder / TENSORS)
         return {name: _sharded_as(like, t) if sharded(like) and t.ndim else t for name, t in whole.items()}
@@ -187,7 +187,7 @@ def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
 
 
 def _sharded_as(like: Any, whole: Tensor) -> Tensor:
-    """A tensor that every process has whole, sharded as `like`."""
+    """Return a tensor that every process has whole, sharded as `like`."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
@@ -203,6 +203,6 @@ def _space(like: Any, size: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _retype(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
+    """Return a parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
     same = {k for k in saved if json.loads(json.dumps(fresh.get(k))) == saved[k]}
     return {k: fresh[k] if k in same and k in fresh else v for k, v in saved.items()}
