@@ -27,7 +27,7 @@ def check(context: Context) -> list[str]:
     first = _first(context)
     encoder = _encoder(context, first)
     _check_training(context, encoder)
-    _check_evaluation(context, first)
+    _check_evaluation(context, first, data.system_prompt if config.method.prompts else "")
     if config.task.retain_model:
         ref = context.given(config.task.retain_model)
         _check_evaluation(context, _reader(context, ref))
@@ -37,10 +37,8 @@ def check(context: Context) -> list[str]:
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
-    if config.method.prompts:
-        _check_evaluation(context, first, data.system_prompt)
-        if context.template == CHAT and not takes_system(first.tokenizer):
-            notes.append("the chat template takes no system role: the system prompt opens the user's turn")
+    if config.method.prompts and context.template == CHAT and not takes_system(first.tokenizer):
+        notes.append("the chat template takes no system role: the system prompt opens the user's turn")
     return notes
 
 
@@ -79,11 +77,11 @@ def _check_training(context: Context, encoder: Encoder) -> None:
 def _check_evaluation(context: Context, reader: Reader, system: str = "") -> None:
     """Encode what models are evaluated on, for the errors, and compare its length with what the model reads."""
     config = context.config
-    encoder = _encoder(context, reader, system)
+    encoder, on_top = _encoder(context, reader), _encoder(context, reader, system).system_tokens
     for split, items in evaluation.splits(context).items():
-        longest = config.task.longest(encoder, split, items, config.eval)
+        longest = config.task.longest(encoder, split, items, config.eval) + on_top
         if reader.limit is not None and longest > reader.limit:
-            prompt = f", {encoder.system_tokens} of them of the system prompt" if system else ""
+            prompt = f", {on_top} of them of the system prompt" if system else ""
             raise UserError(
                 f"{split}: up to {longest} tokens are read at once{prompt} (eval.max_total={config.eval.max_total}), "
                 f"the model reads {reader.limit}"
