@@ -14,12 +14,15 @@ JUDGES = ("rougeL", "sbert")
 
 
 def rouge_judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-    """ROUGE-L F1: needs no model."""
+    """Return ROUGE-L F1 of each candidate: needs no model."""
     return [[rouge_l_f1(c, g) for c in some] for g, some in zip(generated, candidates, strict=True)]
 
 
 def sbert_judge(path: str) -> Judge:
-    """Cosine similarity of sentence embeddings; TOFU-style accuracy in SOUL uses paraphrase-MiniLM-L6-v2."""
+    """Return the judge by cosine similarity of sentence embeddings (SOUL: paraphrase-MiniLM-L6-v2).
+
+    path: 'packaged', a folder or a hub id.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -30,7 +33,11 @@ def sbert_judge(path: str) -> Judge:
         except ImportError:
             raise UserError("eval.sbert_model=packaged needs the extra 'sbert', or give a folder or hub id") from None
         path = str(MODEL_DIR)
-    model = SentenceTransformer(path)
+    try:
+        model = SentenceTransformer(path)
+    except Exception as error:  # of the hub, of files, of the model
+        text = " ".join(str(error).split())
+        raise UserError(f"eval.sbert_model={path}: cannot be loaded ({type(error).__name__}: {text})") from error
 
     def judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         texts = sorted({*generated, *(c for some in candidates for c in some)})
@@ -41,6 +48,7 @@ def sbert_judge(path: str) -> Judge:
 
 
 def make_judge(name: str, sbert_model: str) -> Judge:
+    """Return the judge of eval.judge."""
     if name == "rougeL":
         return rouge_judge
     if name == "sbert":

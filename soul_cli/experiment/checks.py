@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, takes_system
+from soul_cli.evaluate.judges import make_judge
 from soul_cli.experiment import evaluation, models
 from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
@@ -33,6 +34,8 @@ def check(context: Context) -> list[str]:
         _check_evaluation(context, _reader(context, ref))
         if "target" in models.missing(context):
             context.load(ref)  # else it would be read after the target model is trained
+    if config.eval.judge != "rougeL":
+        make_judge(config.eval.judge, config.eval.sbert_model)
     notes = []
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
