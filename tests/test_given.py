@@ -303,7 +303,8 @@ def test_a_system_prompt_takes_no_room_from_the_answer(go: Callable[..., Path], 
     tokenizer = load_tokenizer(ModelRef(str(wide), ""))
     for a, b in zip(plain, prompted, strict=True):
         assert len(tokenizer(b["prompt"]).input_ids) - len(tokenizer(a["prompt"]).input_ids) > 500
-    assert sum(len(row["generation"]) for row in prompted) > 50  # random models end some answers at once
+    spent = json.loads((out / "metrics.json").read_text())["cost"]["evaluate"]
+    assert spent["generated_tokens"] > 10 * len(prompted)  # the texts of a random model may be blank
 
 
 @pytest.mark.parametrize("method", ["npo", "none", "input_based"])

@@ -16,7 +16,7 @@ class EvalConfig:
     """How a model is evaluated."""
 
     batch_tokens: int  # padded tokens a batch
-    max_total: int  # prompt + generated answer, tokens (TOFU: 200)
+    max_total: int  # prompt + generated answer, tokens (TOFU: 200); a system prompt comes on top
     min_k: float  # K of Min-K%, percent (SOUL: 50)
     judge: str  # nearest-answer accuracy: rougeL or sbert
     sbert_model: str  # 'packaged', a folder or a hub id

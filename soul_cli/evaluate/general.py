@@ -75,19 +75,19 @@ class LmEvalConfig:
                 )
 
     def names(self) -> list[str]:
-        """The tasks one by one, 'general' spelled out, none twice."""
+        """Return the tasks one by one, 'general' spelled out, none twice."""
         spelled = [name for task in self.tasks for name in (FILES if task == GENERAL else [task])]
         return list(dict.fromkeys(spelled))
 
     def local_files(self) -> dict[str, Path]:
-        """Task -> its documents, for the tasks that read data_dir."""
+        """Return task -> its documents, for the tasks that read data_dir."""
         if self.data_dir is None:
             return {}
         root = Path(self.data_dir).expanduser()
         return {name: root / FILES[name] for name in self.names() if name in FILES}
 
     def identity(self) -> dict[str, Any] | None:
-        """What determines the rows, files by content instead of by path; None: off."""
+        """Return what determines the rows, files by content instead of by path; None: off."""
         if not self.tasks:
             return None
         included = Path(self.include_path).expanduser() if self.include_path else None
@@ -118,7 +118,7 @@ def evaluate(
     system: str = "",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Row]:
-    """The model on the task, group or tag `name`: a row for each task (and group with a score of its own) in it.
+    """Evaluate the model on a task, group or tag; return a row for each task (and group with a score of its own) in it.
 
     system: a system prompt, which stands before every prompt, two newlines after it; perplexities have no prompt.
     Prompts are lm-eval's plain ones: no chat template.  Generators are seeded, so the rows can be made again.
@@ -148,6 +148,7 @@ def evaluate(
 
 
 def _row(task: str, results: dict[str, Any]) -> Row:
+    """Return the row of one task from lm-eval's results."""
     scores = results["results"][task]
     metrics = {}
     for key, value in scores.items():
@@ -171,11 +172,11 @@ def _row(task: str, results: dict[str, Any]) -> Row:
 
 
 def _model(lm: Any, tokenizer: Any, config: LmEvalConfig, progress: Callable[[str, int, int], None]) -> Any:
-    """The model as lm-eval wants it."""
+    """Return the model as lm-eval wants it."""
     from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):
-        """Says how far it is and counts the requests that are cut."""
+        """Tells how far it is and counts the requests that are cut."""
 
         done = total = cut = 0
 
@@ -205,7 +206,7 @@ def _model(lm: Any, tokenizer: Any, config: LmEvalConfig, progress: Callable[[st
 
 
 def _task(name: str, config: LmEvalConfig) -> Any:
-    """lm-eval's {"tasks": {name: Task}, "groups": ..., "group_map": ...} of a task, group or tag, documents loaded."""
+    """Return lm-eval's {"tasks": {name: Task}, "groups": ...} of a task, group or tag, documents loaded."""
     path = config.local_files().get(name)
     return _load(name, path, None if path else config.include_path)
 
@@ -241,7 +242,7 @@ def _load(name: str, path: Path | None, include_path: str | None) -> Any:
 
 @cache
 def _index(include_path: str | None) -> Any:
-    """All of lm-eval's tasks and the user's own: seconds to read."""
+    """Read all of lm-eval's tasks and the user's own: it takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(Path(include_path).expanduser()) if include_path else None)
@@ -249,7 +250,7 @@ def _index(include_path: str | None) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's and its libraries' chatter off: log lines below errors, and progress bars, which go to stderr."""
+    """Silence lm-eval and its libraries: log lines below errors, and progress bars, which go to stderr."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with redirect_stderr(io.StringIO()):
         yield

@@ -19,7 +19,7 @@ PACKAGED = "packaged"  # as eval.sbert_model: the encoder that the extra 'sbert'
 
 
 def rouge_judge(generated: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-    """ROUGE-L F1: needs no model."""
+    """Return ROUGE-L F1 of each candidate: needs no model."""
     return [[rouge_l_f1(c, g) for c in some] for g, some in zip(generated, candidates, strict=True)]
 
 

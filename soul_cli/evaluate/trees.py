@@ -49,12 +49,12 @@ class Tree:
 
     @property
     def straight(self) -> bool:
-        """Whether it has no branches."""
+        """Return whether it has no branches."""
         return self.parents == list(range(-1, len(self) - 1))
 
 
 def plant(trees: Sequence[Tree]) -> Inputs:
-    """Right-pad trees to one batch; its targets are their pairs, one tree after the other.
+    """Return trees right-padded to one batch; its targets are their pairs, one tree after the other.
 
     Pads see themselves alone, and nothing sees them.
     """
@@ -73,7 +73,7 @@ def plant(trees: Sequence[Tree]) -> Inputs:
 
 
 def _sight(trees: Sequence[Tree], width: int) -> np.ndarray:
-    """(B, 1, width, width), True where the one token may look at the other: what its parent sees, and itself."""
+    """Return (B, 1, width, width), True where the one token may look at the other: what its parent sees, and itself."""
     mask = np.zeros((len(trees), 1, width, width), dtype=bool)
     for sees, tree in zip(mask[:, 0], trees, strict=True):
         for i, parent in enumerate(tree.parents):

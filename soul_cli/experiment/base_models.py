@@ -41,7 +41,7 @@ class Model:
 
     name: str
     template: str  # soul_cli.data.prompts
-    max_length: int  # tokens of a question with its answer
+    max_length: int  # tokens of a question with its answer; a system prompt comes on top
     dtype: str
 
     # True: the real-author and world-fact answers are among the training data of the base model

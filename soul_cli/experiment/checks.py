@@ -32,8 +32,8 @@ def check(context: Context) -> list[str]:
     if config.problem is not None:
         check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
     prompts = isinstance(config.method, Prompting)
-    _check_lengths(context, encoder, _encoder(context, first, data.system_prompt) if prompts else encoder)
-    _check_evaluation(context, first)
+    _check_lengths(context, encoder)
+    _check_evaluation(context, first, data.system_prompt if prompts else "")
     if config.task.retain_rows:
         given = read_retain_rows(evaluation.retain_rows_file(config.task.retain_rows))
         config.task.check_retain_rows(given, evaluation.splits(context))
@@ -46,10 +46,8 @@ def check(context: Context) -> list[str]:
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
-    if prompts:
-        _check_evaluation(context, first, data.system_prompt)
-        if context.template == CHAT and not takes_system(first.tokenizer):
-            notes.append("the chat template takes no system role: the system prompt opens the user's turn")
+    if prompts and context.template == CHAT and not takes_system(first.tokenizer):
+        notes.append("the chat template takes no system role: the system prompt opens the user's turn")
     return notes
 
 
@@ -74,24 +72,24 @@ def _encoder(context: Context, reader: Reader, system: str = "") -> Encoder:
     return Encoder(reader.tokenizer, context.template, context.config.model.max_length, system)
 
 
-def _check_lengths(context: Context, encoder: Encoder, asked: Encoder) -> None:
-    """Refuse texts that model.max_length does not hold.  asked: what encodes the questions of this run's evaluation."""
+def _check_lengths(context: Context, encoder: Encoder) -> None:
+    """Refuse texts that model.max_length does not hold; a system prompt comes on top of it."""
     data, config = context.data, context.config
     rows = data.full if models.needs_base(context) else data.forget + data.retain
     refuses = config.problem is not None and config.problem.answers_with("refusal")
     parts = measure_training(encoder, data, rows, refuses=refuses)
-    parts |= {split: config.task.measure(asked, split, items) for split, items in evaluation.splits(context).items()}
+    parts |= {split: config.task.measure(encoder, split, items) for split, items in evaluation.splits(context).items()}
     check_lengths(parts, config.model.max_length)
 
 
 def _check_evaluation(context: Context, reader: Reader, system: str = "") -> None:
     """Encode what models are evaluated on, for the errors, and compare its length with what the model reads."""
     config = context.config
-    encoder = _encoder(context, reader, system)
+    encoder, on_top = _encoder(context, reader), _encoder(context, reader, system).system_tokens
     for split, items in evaluation.splits(context).items():
-        longest = config.task.longest(encoder, split, items, config.eval)
+        longest = config.task.longest(encoder, split, items, config.eval) + on_top
         if reader.limit is not None and longest > reader.limit:
-            prompt = f", {encoder.system_tokens} of them of the system prompt" if system else ""
+            prompt = f", {on_top} of them of the system prompt" if system else ""
             raise UserError(
                 f"{split}: up to {longest} tokens are read at once{prompt} (eval.max_total={config.eval.max_total}), "
                 f"the model reads {reader.limit}"

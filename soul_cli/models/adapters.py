@@ -35,7 +35,7 @@ class LoRA:
         return {"peft", "bitsandbytes"} if self.load_in_4bit else {"peft"}
 
     def check(self) -> None:
-        """That what it needs is installed."""
+        """Refuse where a package that it needs is not installed."""
         if find_spec("peft") is None:
             raise UserError("train.lora needs the extra 'lora': pip install 'soul-unlearn[lora]'")
         if self.load_in_4bit and find_spec("bitsandbytes") is None:
@@ -51,7 +51,10 @@ class LoRA:
             return get_peft_model(lm, where)
 
     def merge(self, trained: Any, load: Callable[[], Any]) -> Any:
-        """The model with its adapters merged.  load: gives it as before training, for weights that stand in 4 bit."""
+        """Return the model with its adapters merged.
+
+        load: gives it as before training, for weights that stand in 4 bit.
+        """
         if not self.load_in_4bit:
             return trained.merge_and_unload()
         from peft import get_peft_model_state_dict, set_peft_model_state_dict

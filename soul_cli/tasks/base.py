@@ -61,7 +61,10 @@ class Task(Protocol):
     def load(self, cache_dir: Path) -> TaskData: ...
 
     def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
-        """Return the most tokens that a model reads of one of a split's items.  Encodes all of them, for the errors."""
+        """Return the most tokens that a model reads at once of a split's items, without a system prompt.
+
+        Encodes all of them.  UserError: one cannot be asked, or not answered.
+        """
         ...
 
     def measure(self, encoder: Encoder, split: str, items: list[QA]) -> list[Measured]:

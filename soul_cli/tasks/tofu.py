@@ -96,12 +96,12 @@ class TOFU:
         """Return the most tokens that a model reads of a question with an answer, given or generated."""
         most = max((len(g.prompt) + max(map(len, g.answers)) for _, _, g in _groups(items, encoder)), default=0)
         for _, _, question in _generated(items):
-            if (size := len(encoder.prompt(question)) - encoder.system_tokens) >= config.max_total:
+            if (size := len(encoder.prompt(question))) >= config.max_total:
                 raise UserError(
                     f"{split}: the prompt of {question[:60]!r} takes {size} tokens, so that eval.max_total="
                     f"{config.max_total} leaves no room for an answer; take more"
                 )
-        return max(most, encoder.system_tokens + config.max_total)
+        return max(most, config.max_total)
 
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
