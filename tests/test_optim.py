@@ -115,11 +115,24 @@ def test_soul_by_hand():
     assert optimizer.stats["rho"] == 0.5
 
 
-def test_first_estimate_starts_h_and_later_ones_are_averaged():
+def test_h_is_the_mean_of_few_estimates_and_starts_where_there_is_one():
     p, optimizer = one_parameter(1, 1)
-    for estimate, h in ([[0.0, 4.0], [0.0, 4.0]], [[20.0, 0.0], [1.0, 3.8]]):  # 0.95 h + 0.05 estimate
+    for estimate, h in (
+        ([0.0, 4.0], [0.0, 4.0]),
+        ([20.0, 0.0], [20.0, 2.0]),  # 20: the first that is not 0; (4 + 0) / 2
+        ([8.0, 5.0], [16.0, 3.0]),  # a third of the way
+    ):
         optimizer.update_hessian({p: torch.tensor(estimate)})
         assert optimizer.state[p]["h"].tolist() == pytest.approx(h)
+
+
+def test_many_estimates_are_a_moving_average():
+    p, optimizer = one_parameter(1, betas=(0.9, 0.75))
+    expected = 0.0
+    for k in range(1, 9):
+        optimizer.update_hessian({p: torch.tensor([float(k)])})
+        expected += (k - expected) * max(1 / k, 0.25)
+        assert optimizer.state[p]["h"].item() == pytest.approx(expected)
 
 
 def test_soul_needs_a_curvature_before_its_first_step():
@@ -135,7 +148,8 @@ def slow_soul(theta: float, grads: list[float], estimates: dict[int, float], *, 
     for t, g in enumerate(grads):
         m = 0.9 * m + 0.1 * g
         if t in estimates:
-            h = estimates[t] if t == 0 else 0.95 * h + 0.05 * estimates[t]
+            k = 1 + t // 2  # this is the k-th
+            h += max(1 / k, 0.05) * (estimates[t] - h)
         update = m / max(rho * h, 1e-15)
         theta = theta * (1 - 0.01 * wd) - 0.01 * min(1, max(-1, update))
     return theta
@@ -178,13 +192,14 @@ def test_calibrated_rho_leaves_the_asked_share_unclipped(share):
     params = list(model.parameters())
     optimizer = soul(rho=None, unclipped_share=share).build(parameter_groups(model, WD))
     n = sum(p.numel() for p in params)
-    for t in (0, 2, 4):
-        advance(optimizer, params, range(t, t + 1))  # a step with an estimate: rho is set
-        assert abs(optimizer.stats["unclipped_share"] - share) <= 1.01 / n
-        rho = optimizer.stats["rho"]
-        assert {g["rho"] for g in optimizer.param_groups} == {rho}
-        advance(optimizer, params, range(t + 1, t + 2))  # one without: rho stays
-        assert optimizer.stats["rho"] == rho
+    for t in range(16):
+        before = optimizer.stats.get("rho")
+        advance(optimizer, params, range(t, t + 1))
+        found = t < 10 or t % 2 == 0  # beta1 = 0.9: m grows for ten steps; every second step has an estimate
+        assert (optimizer.stats["rho"] != before) is found
+        if found:
+            assert abs(optimizer.stats["unclipped_share"] - share) <= 1.01 / n
+        assert {g["rho"] for g in optimizer.param_groups} == {optimizer.stats["rho"]}
 
 
 def test_calibration_by_hand_and_without_coordinates_that_do_not_move():

@@ -9,7 +9,12 @@ References
 Deviations from Sophia's released code, all in `Soul`
     - the number of tokens B is part of h (h estimates the Gauss-Newton diagonal itself), not of the update;
     - the gradient of the sampled loss is not clipped before it is squared: clipping would bias h;
-    - h starts at its first estimate instead of 0: a short run has few estimates;
+    - h is the mean of its estimates until the moving average would weigh a new one as much (k = 1 / (1 - beta2)), where
+      theirs starts at 0: a short run has few estimates; a coordinate starts at its first estimate that is not 0 (low-rank
+      adapters have none at the first step, nor has an embedding that no token touched);
+    - the step divides by max(rho h, eps), as Algorithm 1 has it, where theirs divides by rho h + eps;
+    - the estimate is made before the step, on its own batch, where theirs is made after it, for the next;
+    - rho is found anew, see `Soul`, where theirs is given;
     - the unclipped share counts coordinates with a non-zero momentum only: rows of the embedding that no
       token touched are neither clipped nor unclipped.
 """
@@ -128,8 +133,9 @@ class SecondOrder(Optimizer):
 class Soul(SecondOrder):
     """SOUL's optimizer (Algorithm 1).  Call `update_hessian` with estimates of the diagonal every k steps.
 
-    Exactly one of rho and unclipped_share is given.  With the second, rho is set after every estimate so that this
-    share of the coordinates stays unclipped: rho = quantile of |m| / h.
+    Exactly one of rho and unclipped_share is given.  With the second, rho is found so that this share of the coordinates
+    stays unclipped: rho = quantile of |m| / h, after every estimate, and in each of the first 1 / (1 - beta1) steps, in
+    which m grows from 0 to its size.
     """
 
     def __init__(
@@ -148,21 +154,25 @@ class Soul(SecondOrder):
                 f"give exactly one of rho (is {rho}) and unclipped_share (is {unclipped_share}); set the other null"
             )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "rho": rho, "share": unclipped_share, "calibrate": False})
+        found = {"rho": rho, "share": unclipped_share, "calibrate": False, "estimates": 0, "steps": 0}
+        super().__init__(params, defaults | found)
 
     @torch.no_grad()
     def update_hessian(self, estimates: dict[Tensor, Tensor]) -> None:
-        """h = beta2 h + (1 - beta2) estimate; the first estimate starts h.
+        """Average a new estimate into h: h += gain (estimate - h), gain = max(1 / k, 1 - beta2) for the k-th.
 
-        estimates: parameter -> same shape; for a sharded parameter, the shape of this process's part.
+        Where h is 0 it becomes the estimate.  estimates: parameter -> same shape; for a sharded parameter, the shape of
+        this process's part.
         """
         for group in self.param_groups:
+            group["estimates"] += 1
+            gain = max(1 / group["estimates"], 1 - group["betas"][1])
             for p in group["params"]:
-                if p not in estimates:
-                    continue
-                first = "m" not in self.state[p]
-                _, h = self._state(p)
-                local(h).lerp_(estimates[p].to(h.dtype), 1.0 if first else 1 - group["betas"][1])
+                if p in estimates:
+                    _, h = self._state(p)
+                    for old, new in pieces(local(h), estimates[p]):
+                        new = new.to(old.dtype)
+                        old.copy_(torch.where(old == 0, new, old.lerp(new, gain)))
             group["calibrate"] = group["share"] is not None
 
     @torch.no_grad()
@@ -171,7 +181,11 @@ class Soul(SecondOrder):
         stepped = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any("m" not in self.state[p] for p, _ in stepped):
             raise RuntimeError("Soul.step before the first update_hessian")
-        ahead = self.param_groups[0]["calibrate"]
+        first = self.param_groups[0]
+        grows = first["steps"] * (1 - first["betas"][0]) < 1
+        ahead = first["calibrate"] or (grows and first["share"] is not None)
+        for group in self.param_groups:
+            group["steps"] += 1
         if ahead:  # rho depends on the new momentum: it is made first, in a pass of its own
             for p, group in stepped:
                 m = local(self.state[p]["m"])
