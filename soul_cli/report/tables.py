@@ -120,7 +120,7 @@ def tabulate(runs: list[Run]) -> Table:
         for metrics in seeds.values():
             for name, metric in metrics.items():
                 having.setdefault(name, []).append(metric)
-        table[row] = {name: Cell(tuple(m.value for m in some), some[0]) for name, some in having.items()}
+        table[row] = {name: Cell(tuple(m.value for m in seeds), seeds[0]) for name, seeds in having.items()}
     return marked(table)
 
 

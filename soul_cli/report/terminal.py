@@ -151,7 +151,7 @@ def print_answers(folder: Path, models: list[str], count: int = 3) -> None:
     rows = {model: [r for r in read_lines(folder / rows_file(model)) if r["split"] == "forget"] for model in models}
     asked = next(iter(rows.values()))
     for i in sorted(random.Random(0).sample(range(len(asked)), min(count, len(asked)))):
-        answers = {NAMES[model]: some[i]["generation"][:SHOWN] or "(empty)" for model, some in rows.items()}
+        answers = {NAMES[model]: own[i]["generation"][:SHOWN] or "(empty)" for model, own in rows.items()}
         print_question(asked[i], answers)
 
 
