@@ -115,11 +115,11 @@ def perform(raw: DictConfig, *, table: bool) -> str:
         say(outlook(config))
         return ""
     from soul_cli.experiment.run import run
-    from soul_cli.report.terminal import show
+    from soul_cli.report.terminal import print_run
 
     folder = run(config)
     if table:
-        show(folder)
+        print_run(folder)
     else:
         say(f"written to {folder}")
     return str(folder)

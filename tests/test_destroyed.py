@@ -129,6 +129,18 @@ def test_tofu_metrics_of_a_destroyed_model(nll: float) -> None:
     assert value["forget_extraction_strength"] == 0
 
 
+def test_the_ks_test_tells_ratios_apart_that_are_beyond_the_largest_float() -> None:
+    """R of exp(990) and of exp(1990): both inf as floats, where they would be equal."""
+
+    def rows(nll: float) -> list[Row]:
+        own = {"paraphrased_nll": nll, "perturbed_nll": [10.0] * 4}
+        return [row(split, i, **(own if split == "forget" else {})) for split in SPLITS for i in range(4)]
+
+    for reference, distance in ((1000.0, 0.0), (2000.0, 1.0)):
+        metrics, _ = tofu_metrics.summarise(rows(1000.0), rows(reference), CONFIG, facts_trained=False)
+        assert metrics["forget_quality_D"].value == distance
+
+
 def test_tofu_metrics_of_a_model_destroyed_in_part() -> None:
     """One answer that is impossible while its false ones are not: R is inf, its score 0."""
     rows = [row(split, i) for split in SPLITS for i in range(4)]

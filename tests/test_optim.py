@@ -163,7 +163,7 @@ def test_soul_equals_a_loop_over_coordinates():
     estimates = {t: [x.square() for x in random_like(params, 1000 + t)] for t in steps if t % 2 == 0}
     optimizer = soul().build(parameter_groups(model, WD))
     advance(optimizer, params, steps)
-    assert 0.2 < optimizer.stats["unclipped_share"] < 0.8  # both kinds of coordinate are there
+    assert 0.2 < optimizer.stats["unclipped_share"] < 0.9  # both kinds of coordinate are there
     for k, p in enumerate(params):
         slow = [
             slow_soul(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -320,10 +321,15 @@ def test_without_out_the_table_is_printed(tmp_path: Path, capsys: pytest.Capture
     assert "| npo | soul | 3 |" in capsys.readouterr().out
 
 
-def test_an_error_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: no finished run .*$"):
-        main([str(tmp_path)])
+def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*given: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(given))
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert re.fullmatch(r"error: no finished run .*\n", error(str(tmp_path)))
     three_rows(tmp_path / "runs")
-    with pytest.raises(SystemExit, match=r"error: --questions \[9\]: the forget split has questions 0 to 3"):
-        main([str(tmp_path / "runs"), "--out", f"{tmp_path}/o/", "--questions", "9"])
+    text = error(str(tmp_path / "runs"), "--out", f"{tmp_path}/o/", "--questions", "9")
+    assert text == "error: --questions [9]: the forget split has questions 0 to 3\n"
     assert not (tmp_path / "o").exists()

@@ -177,6 +177,21 @@ def test_answers_side_by_side(tmp_path: Path) -> None:
     assert r"&lt;/b&gt; \| &lt;!-- a 2 |" in text
 
 
+def test_control_characters_are_shown_as_escapes(tmp_path: Path) -> None:
+    """In answers.md and on the page; rows.jsonl keeps them.  Half a character could not be written at all."""
+    raw = "\x1b[31mred\x00\x1c\x85\u202e \ud83d\r\nnext"
+    shown = r"\x1b[31mred\x00\x1c\x85\u202e \ud83d"
+    write_run(tmp_path / "runs", 0, 0.1, answer=raw)
+    main([str(tmp_path / "runs"), "--out", f"{tmp_path}/", "--questions", "0"])
+    assert answers.md(raw) == shown.replace("\\", "\\\\").replace("[", "\\[") + " next"
+    for name in ("answers.md", "report.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    assert json.loads(data[1])["questions"][0]["answers"][2][0].startswith(shown)
+
+
 def test_rows_of_one_index_are_told_apart(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0, 0.1)
     rows = [{**row("forget", 0, f"after {w}"), "prompt_words": w} for w in (20, 60)]

@@ -12,6 +12,9 @@ from contextlib import suppress
 UNREAD = 128 + 13  # exit code where nobody reads the output any more, as of a program that SIGPIPE ends
 GRACE = 5.0  # seconds
 CONTROL = {i: f"\\x{i:02x}" for i in (*range(0x20), *range(0x7F, 0xA0)) if chr(i) not in "\n\t"}
+# what turns the direction of the text behind it, and halves of characters, which cannot be written
+TURNS, HALVES = (*range(0x202A, 0x202F), *range(0x2066, 0x206A)), range(0xD800, 0xE000)
+CONTROL |= {i: f"\\u{i:04x}" for i in (*TURNS, *HALVES)}
 
 
 def prepare_output() -> None:
@@ -54,5 +57,8 @@ def print_error(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters as escapes, line ends and tabs aside: a terminal would act on them."""
+    """Return the text with control characters as escapes, line ends and tabs aside: a terminal would act on them.
+
+    For all that comes from data or models, on a screen or in a file to be read.
+    """
     return text.translate(CONTROL)

@@ -10,8 +10,8 @@ Deviations from Sophia's released code, all in `Soul`
     - the number of tokens B is part of h (h estimates the Gauss-Newton diagonal itself), not of the update;
     - the gradient of the sampled loss is not clipped before it is squared: clipping would bias h;
     - h is the mean of its estimates until the moving average would weigh a new one as much (k = 1 / (1 - beta2)), where
-      theirs starts at 0: a short run has few estimates; a coordinate starts at its first estimate that is not 0 (low-rank
-      adapters have none at the first step, nor has an embedding that no token touched);
+      theirs starts at 0: a short run has few estimates; a coordinate starts at its first estimate that is not 0
+      (low-rank adapters have none at the first step, nor has an embedding that no token touched);
     - the step divides by max(rho h, eps), as Algorithm 1 has it, where theirs divides by rho h + eps;
     - the estimate is made before the step, on its own batch, where theirs is made after it, for the next;
     - rho is found anew, see `Soul`, where theirs is given;
@@ -133,9 +133,9 @@ class SecondOrder(Optimizer):
 class Soul(SecondOrder):
     """SOUL's optimizer (Algorithm 1).  Call `update_hessian` with estimates of the diagonal every k steps.
 
-    Exactly one of rho and unclipped_share is given.  With the second, rho is found so that this share of the coordinates
-    stays unclipped: rho = quantile of |m| / h, after every estimate, and in each of the first 1 / (1 - beta1) steps, in
-    which m grows from 0 to its size.
+    Exactly one of rho and unclipped_share is given.  With the second, rho is found so that this share of the
+    coordinates stays unclipped: rho = quantile of |m| / h, after every estimate, and in each of the first
+    1 / (1 - beta1) steps, in which m grows from 0 to its size.
     """
 
     def __init__(

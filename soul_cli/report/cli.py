@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
+from soul_cli.core.command import command
 from soul_cli.core.files import write_bytes, write_text
+from soul_cli.core.streams import printable
 from soul_cli.core.types import UserError
 from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
@@ -128,8 +129,6 @@ def summary(runs: list[Run], remarks: list[str], out: Out) -> str:
 
 
 def main(given: list[str] | None = None) -> None:
-    """Run `soul-report`; an error of the user's is one line and exit code 1."""
-    try:
-        print(report(arguments(given)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    """Run `soul-report`; an error of the user's is one line and exit code 2."""
+    with command():
+        print(printable(report(arguments(given))))

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from soul_cli.core.streams import printable
 from soul_cli.core.types import Row
 from soul_cli.report.answers import Place, Speaker, name_of, question_of
 from soul_cli.report.layout import Layout, rank
@@ -125,8 +126,9 @@ def _question(place: Place, speakers: list[Speaker], scores: tuple[str, ...]) ->
     rows = [s.rows.get(place) for s in speakers]
     first = next(row for row in rows if row)
     return {
-        "split": place[0], "place": name_of(place), "question": question_of(first), "gold": first["gold"],
-        "answers": [None if row is None else [row["generation"], _scores(row, scores)] for row in rows],
+        "split": place[0], "place": name_of(place), "question": printable(question_of(first)),
+        "gold": printable(first["gold"]),
+        "answers": [None if row is None else [printable(row["generation"]), _scores(row, scores)] for row in rows],
     }  # fmt: skip
 
 

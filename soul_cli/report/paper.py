@@ -47,6 +47,6 @@ def read_paper(task: str) -> Paper:
     content: Any = OmegaConf.to_container(OmegaConf.load(FILE))
     if task not in content:
         raise UserError(f"--paper: the paper has no table of task {task!r}; it has {', '.join(content)}")
-    some = content[task]
-    rows = {(r[0], ROWS[r[1]]): dict(zip(some["columns"], r[2:], strict=True)) for r in some["rows"]}
-    return Paper(some["table"], some["setting"], rows)
+    table = content[task]
+    rows = {(r[0], ROWS[r[1]]): dict(zip(table["columns"], r[2:], strict=True)) for r in table["rows"]}
+    return Paper(table["table"], table["setting"], rows)

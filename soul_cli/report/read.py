@@ -76,7 +76,7 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, dict[str, Metric]]:
         """Model -> metric; those of this_run with what stands in other places, ‖Δθ‖ and the costs."""
-        out = {model: read_metrics(some) for model, some in self.content["models"].items()}
+        out = {model: read_metrics(plain) for model, plain in self.content["models"].items()}
         if "this_run" in out:
             if self.steps and "displacement" in self.steps[-1]:
                 moved = "distance of the weights from the first ones"
@@ -87,7 +87,7 @@ class Run:
     @cached_property
     def levels(self) -> dict[str, dict[str, Metric]]:
         """Metrics of the models that do not change over the epochs, on the questions of the epochs."""
-        return {model: read_metrics(some) for model, some in self.content["epoch_eval"]["levels"].items()}
+        return {model: read_metrics(plain) for model, plain in self.content["epoch_eval"]["levels"].items()}
 
     @property
     def _last_step(self) -> dict[str, Any]:

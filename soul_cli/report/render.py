@@ -6,6 +6,7 @@ import html
 import re
 import unicodedata
 
+from soul_cli.core.streams import printable
 from soul_cli.report.tables import BEST, LEGEND, SECOND, Cell, Grid, Head, Line, short
 
 
@@ -38,9 +39,14 @@ def _md_cell(cell: Cell | None) -> str:
     return wrap.format(cell.text)
 
 
+def in_one_line(text: str) -> str:
+    """Return text with one space for any white space, control characters as escapes."""
+    return " ".join(printable(text.replace("\r\n", "\n")).split())
+
+
 def md(text: str) -> str:
     """Return text that Markdown shows as it is, in one line: no markup, no HTML, no table bars."""
-    one = " ".join(text.split())
+    one = in_one_line(text)
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one, quote=False))
 
 
@@ -60,7 +66,7 @@ ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308":
 
 def tex(text: str) -> str:
     """Return text that pdflatex sets as it is, with its default fonts; what they do not have is shown as [U+4E2D]."""
-    return "".join(map(_tex_char, " ".join(text.split())))
+    return "".join(map(_tex_char, in_one_line(text)))
 
 
 def _tex_char(char: str) -> str:

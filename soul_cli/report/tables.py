@@ -8,15 +8,14 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from soul_cli.core.run_folder import NAMES
 from soul_cli.core.types import Metric
 from soul_cli.report.layout import Column, Layout, rank
 from soul_cli.report.paper import Paper
 from soul_cli.report.read import REFERENCES, Run
-from soul_cli.report.terminal import ARROWS
 
+ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}
 UNMARKED = tuple(NAMES[r] for r in REFERENCES)
 BEST, SECOND = "best", "second"
 DATA = ("source", "forget", "forget_books", "chunk_words")  # of the task's settings, where it has them
@@ -121,7 +120,7 @@ def tabulate(runs: list[Run]) -> Table:
         for metrics in seeds.values():
             for name, metric in metrics.items():
                 having.setdefault(name, []).append(metric)
-        table[row] = {name: Cell(tuple(m.value for m in some), some[0]) for name, some in having.items()}
+        table[row] = {name: Cell(tuple(m.value for m in seeds), seeds[0]) for name, seeds in having.items()}
     return marked(table)
 
 
@@ -279,4 +278,6 @@ def wide_csv(table: Table, layout: Layout) -> str:
 
 def csv_text(lines: list[dict[str, Any]]) -> str:
     """Return lines of the same keys as CSV, six digits."""
+    import pandas as pd  # here, not above: the terminal's table need not wait for it
+
     return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g")

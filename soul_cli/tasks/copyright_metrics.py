@@ -62,7 +62,7 @@ def selection_score(models: dict[str, dict[str, Metric]]) -> float:
         m.retention(original["heldout_ppl"].value, now["heldout_ppl"].value),
     ]
     for words in lengths:
-        parts.append(m.nearness(*(some[f"forget_rougeL_{words}"].value for some in (now, floor, original))))
+        parts.append(m.nearness(*(model[f"forget_rougeL_{words}"].value for model in (now, floor, original))))
     return m.harmonic_mean(parts)
 
 
@@ -80,10 +80,10 @@ def _continuations(split: str, rows: list[Row], goal: str) -> dict[str, Metric]:
         "rougeL": f"ROUGE-L recall, stemmed ({ROUGE_WORDS})",
     }
     out = {}
-    for ((words, wording), some), (score, what) in product(groups.items(), scores.items()):
+    for ((words, wording), members), (score, what) in product(groups.items(), scores.items()):
         name = f"{split}_{score}_{words}" + ("" if wording == "seen" else "_unseen")
         asked = f"greedy continuation after {words} words, instruction {wording} in training"
-        out[name] = _mean([r[score] for r in some], goal, f"{what}, {asked}")
+        out[name] = _mean([r[score] for r in members], goal, f"{what}, {asked}")
     fluency = [r["fluency"] for r in rows]
     out[f"{split}_fluency"] = _mean(fluency, "retain", "entropy of bi- and trigrams of the continuation, bits")
     return out

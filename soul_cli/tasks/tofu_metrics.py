@@ -38,8 +38,8 @@ def summarise(
         splits.setdefault(row["split"], []).append(row)
     out: dict[str, Metric] = {}
     absent: Absent = {}
-    for split, some in splits.items():
-        out |= _split_metrics(split, some, config)
+    for split, members in splits.items():
+        out |= _split_metrics(split, members, config)
     out |= _utility(splits)
     for part, missing in (
         _memorisation(splits["forget"]),
@@ -57,8 +57,8 @@ def selection_score(models: dict[str, dict[str, Metric]]) -> float:
     retain-trained model's, from either side.  1: it forgot like the retain-trained model and kept everything else.
     """
     original, floor, now = (models[name] for name in ("original", "retain_trained", "this_run"))
-    facts = [sum(some[f"{s}_acc"].value for s in FACTS) for some in (now, original)]
-    forget = [some["forget_rougeL"].value for some in (now, floor, original)]
+    facts = [sum(model[f"{s}_acc"].value for s in FACTS) for model in (now, original)]
+    forget = [model["forget_rougeL"].value for model in (now, floor, original)]
     parts = [
         m.retention(now["retain_rougeL"].value, original["retain_rougeL"].value),
         m.retention(*facts),

@@ -23,11 +23,11 @@ LEVELS: dict[str, dict[str, Any]] = {"original": {"color": "black", "lw": 1.8}, 
 
 def truth_ratios(rows: list[Row]) -> NDArray[np.float64]:
     """Return R of the forget rows, sorted, geometric mean, as behind forget_quality, (N,); empty where none is."""
-    some = [r for r in rows if r.get("split") == "forget" and r.get("perturbed_nll")]
-    if not some:
+    forget = [r for r in rows if r.get("split") == "forget" and r.get("perturbed_nll")]
+    if not forget:
         return np.array([])
-    right = m.nats([r.get("paraphrased_nll", r["nll"]) for r in some])
-    wrong = m.nats([r["perturbed_nll"] for r in some])
+    right = m.nats([r.get("paraphrased_nll", r["nll"]) for r in forget])
+    wrong = m.nats([r["perturbed_nll"] for r in forget])
     return np.sort(m.truth_ratio(right, wrong, mean="geometric"))
 
 

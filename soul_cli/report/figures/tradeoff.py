@@ -14,6 +14,7 @@ from soul_cli.core.run_folder import NAMES
 from soul_cli.report.compare import Comparison, Point, Setting, of_row
 from soul_cli.report.figures.look import FLOOR, Styles, panels
 from soul_cli.report.figures.source import Source
+from soul_cli.report.read import label
 from soul_cli.report.tables import Cell, Name
 
 RETAIN, ORIGINAL = (NAMES["retain_trained"], ""), (NAMES["original"], "")
@@ -36,13 +37,7 @@ def frontier(retained: list[float], distance: list[float]) -> list[int]:
 def tradeoff(source: Source) -> Figure | None:
     """Draw forgetting against what is kept: a point a row with ± sd, a line an optimizer through its best rows."""
     forget, retain = source.axes
-    rows = {
-        row: (cells[retain], cells[forget])
-        for row, cells in source.table.items()
-        if retain in cells and forget in cells
-    }
-    points = {row: (x, y) for row, (x, y) in rows.items() if math.isfinite(x.mean) and math.isfinite(y.mean)}
-    left_out = [" ".join(filter(None, row)) for row in rows if row not in points]
+    points, infinite = _points(source)
     references = {row: points.pop(row) for row in (ORIGINAL, RETAIN) if row in points}
     if not points:
         return None
@@ -59,10 +54,18 @@ def tradeoff(source: Source) -> Figure | None:
     _draw_rows(axes, points, floor, source.styles)
     axes.set_xlabel(f"{retain}  (more is kept: right)")
     axes.set_ylabel(forget + ("  (less is remembered: down)" if floor is None else "  (best: on the dashed line)"))
-    if left_out:
-        axes.set_title(f"infinite, not drawn: {', '.join(left_out)}", fontsize=8)
+    if infinite:
+        axes.set_title(f"infinite, not drawn: {', '.join(map(label, infinite))}", fontsize=8)
     source.styles.legend(figure, points, more, markers=True)
     return figure
+
+
+def _points(source: Source) -> tuple[dict[Name, tuple[Cell, Cell]], list[Name]]:
+    """Return (retained, forgotten) of every row that has both, and the rows of which one is infinite."""
+    forget, retain = source.axes
+    having = {row: (c[retain], c[forget]) for row, c in source.table.items() if c.keys() >= {retain, forget}}
+    infinite = [row for row, (x, y) in having.items() if not math.isfinite(x.mean + y.mean)]
+    return {row: cells for row, cells in having.items() if row not in infinite}, infinite
 
 
 def _draw_rows(axes: Axes, points: dict[Name, tuple[Cell, Cell]], floor: float | None, styles: Styles) -> None:
