@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
+from soul_cli.core.command import command
 from soul_cli.core.files import write_bytes, write_text
 from soul_cli.core.types import UserError
 from soul_cli.report import answers, compare, render
@@ -128,8 +128,6 @@ def summary(runs: list[Run], remarks: list[str], out: Out) -> str:
 
 
 def main(given: list[str] | None = None) -> None:
-    """Run `soul-report`; an error of the user's is one line and exit code 1."""
-    try:
+    """Run `soul-report`."""
+    with command():
         print(report(arguments(given)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
