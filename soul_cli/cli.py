@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ OF_LAUNCHERS = (
 def main() -> None:
     """Run the command.  torch and transformers are imported once the configuration has been composed, not before."""
     with command():
-        check_launcher()
+        check_environment()
         import hydra
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -130,12 +131,12 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_launcher() -> None:
-    """Raise UserError where a launcher's variables are set in part, as left over from another program.
+def check_environment() -> None:
+    """Raise UserError where a launcher's variables do not fit together, as those left over from another program.
 
-    Empty ones count as not set.
+    Empty variables count as not set.
     """
-    for name in OF_LAUNCHERS:
+    for name in (*OF_LAUNCHERS, "HOME"):
         if os.environ.get(name) == "":
             del os.environ[name]
     found = {name: os.environ[name] for name in OF_TORCHRUN if name in os.environ}
@@ -150,7 +151,7 @@ def check_launcher() -> None:
 
     leftover = " ".join(name for name in found if name != "MASTER_ADDR")
     have = ", ".join(f"{k}={v}" for k, v in found.items())
-    problem = f"{', '.join(wrong)}" if wrong else f"{have}, but no {', '.join(missing)}"
+    problem = ", ".join(wrong) if wrong else f"{have}, but no {', '.join(missing)}"
     raise UserError(
         f"the environment has {problem}. For several processes start soul-unlearn by torchrun or accelerate launch, "
         f"which set all of these; for one, unset {leftover}"
@@ -213,6 +214,8 @@ def settle_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if os.path.expanduser("~") == "~":
+        os.environ.setdefault("NLTK_DATA", tempfile.gettempdir())  # where it would download to; it does not
 
 
 if __name__ == "__main__":

@@ -95,6 +95,19 @@ def test_digest_sees_content_but_not_key_order():
     assert len({digest(v) for v in [a, *others]}) == 5
 
 
+def test_file_digest_in_a_cache_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(1 << 26)
+    expected = file_digest([large], tmp_path / "cache")
+
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "write_text", refused)
+    assert file_digest([large], tmp_path / "other") == expected
+
+
 def test_file_digest_sees_names_and_content(tmp_path: Path):
     def made(name: str, content: str) -> str:
         (tmp_path / name).write_text(content)

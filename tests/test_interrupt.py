@@ -95,14 +95,21 @@ def test_within_a_deferred_block_part_of_it_may_end_at_once() -> None:
     assert done == ["before"]
 
 
-def test_outside_it_waits_for_the_next_block() -> None:
-    """A worker of a sweep is between two members."""
+def test_a_worker_between_two_members_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STARTER, "1")
     with listening():
         pass
     send()
     done: list[str] = []
     ended(lambda: done.append("begun"))
     assert not done
+
+
+def test_afterwards_signals_are_handled_as_before() -> None:
+    before = [signal.getsignal(getattr(signal, name)) for name in SIGNALS]
+    with listening(), listening():
+        pass
+    assert [signal.getsignal(getattr(signal, name)) for name in SIGNALS] == before
 
 
 def test_what_is_ignored_stays_ignored() -> None:

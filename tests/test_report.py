@@ -321,15 +321,35 @@ def test_without_out_the_table_is_printed(tmp_path: Path, capsys: pytest.Capture
     assert "| npo | soul | 3 |" in capsys.readouterr().out
 
 
-def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def error(*given: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main(list(given))
-        assert ended.value.code == 2
-        return capsys.readouterr().err
-
-    assert re.fullmatch(r"error: no finished run .*\n", error(str(tmp_path)))
+@pytest.mark.parametrize(
+    ("folder", "more", "text"),
+    [
+        ("none", [], "error: no finished run "),
+        (
+            "runs",
+            ["--out", "OUT/", "--questions", "9"],
+            "error: --questions [9]: the forget split has questions 0 to 3",
+        ),
+        ("runs", ["--out", "FILE/out/"], "error: FILE/out: not a directory; name another place"),
+    ],
+)
+def test_an_error_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, more: list[str], text: str
+) -> None:
     three_rows(tmp_path / "runs")
-    text = error(str(tmp_path / "runs"), "--out", f"{tmp_path}/o/", "--questions", "9")
-    assert text == "error: --questions [9]: the forget split has questions 0 to 3\n"
-    assert not (tmp_path / "o").exists()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").write_text("")
+    places = {"OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "file")}
+
+    def placed(words: str) -> str:
+        for name, place in places.items():
+            words = words.replace(name, place)
+        return words
+
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / folder), *map(placed, more)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(placed(text))
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -38,6 +38,10 @@ def command() -> Iterator[None]:
     """
     prepare_output()
     try:
+        os.getcwd()
+    except FileNotFoundError:
+        end(MENDED, "error: the folder this was started in is gone; start it in another")
+    try:
         with interrupt.listening():
             yield
         if not close_output():

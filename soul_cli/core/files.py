@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -58,7 +58,8 @@ def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
             memory[key] = sha256(path)
         parts.append((path.name, memory[key]))
     if len(memory) > known:
-        write_text(memory_path, json.dumps(memory))
+        with suppress(OSError):  # a cache that can only be read serves too
+            write_text(memory_path, json.dumps(memory))
     return digest(parts)
 
 

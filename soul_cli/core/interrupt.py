@@ -50,7 +50,7 @@ _state = _State()
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Let a signal end the block by Stopped.  Once it has begun, a signal outside such a block waits for the next."""
+    """Let a signal end the block by Stopped.  In a process of a sweep one that comes later waits for the next block."""
     _install()
     _state.listeners += 1
     try:
@@ -58,6 +58,8 @@ def listening() -> Iterator[None]:
             yield
     finally:
         _state.listeners -= 1
+        if not (_state.listeners or started_by_sweep()):
+            _uninstall()
 
 
 @contextmanager
@@ -137,6 +139,12 @@ def _install() -> None:
     for number in _wanted():
         if number not in _state.previous and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             _state.previous[number] = signal.signal(number, _handle)
+
+
+def _uninstall() -> None:
+    while _state.previous:
+        number, handler = _state.previous.popitem()
+        signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _wanted() -> list[int]:

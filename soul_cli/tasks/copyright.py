@@ -60,7 +60,7 @@ class Copyright:
     def source(self) -> str:
         return ", ".join(map(_title, self.forget_books)) or "embedded"
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         words = self.prompt_words
         if not words or sorted(set(words)) != words or words[0] < 1:
             raise UserError(f"task.prompt_words={words}: must be increasing numbers, 1 or more")
@@ -72,11 +72,10 @@ class Copyright:
         for key in ("max_chunks", "eval_chunks"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UserError(f"task.{key}={value}: must be 1 or more")
-        if bool(self.forget_books) != bool(self.retain_books):
-            raise UserError("task.forget_books and task.retain_books: give both, or neither for the embedded books")
 
     def load(self, cache_dir: Path) -> TaskData:
-        self.check()
+        if bool(self.forget_books) != bool(self.retain_books):
+            raise UserError("task.forget_books and task.retain_books: give both, or neither for the embedded books")
         own = bool(self.forget_books)
         kinds = ("forget", "retain", "heldout")
         books = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,14 @@ class TOFU:
     retain_rows: str | None  # a finished evaluation of a retain-trained model
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"forget\d\d", self.forget):
+            raise UserError(
+                f"task.forget={self.forget!r}: must be forget01, forget05 or forget10 (whichever the data has)"
+            )
         if self.holdout_authors < 0:
             raise UserError(f"task.holdout_authors={self.holdout_authors}: must be 0 or more")
+        if self.retain_authors is not None and self.retain_authors < 1:
+            raise UserError(f"task.retain_authors={self.retain_authors}: must be 1 or more, or null")
         for key in ("target_model", "retain_model"):
             if self.holdout_authors and getattr(self, key):
                 raise UserError(
