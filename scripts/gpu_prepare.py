@@ -10,7 +10,7 @@ import sys
 from soul_cli.cli import quiet_libraries
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import start
-from soul_cli.core.screen import say
+from soul_cli.core.screen import log
 from soul_cli.experiment import evaluation, models
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.context import Context
@@ -19,7 +19,7 @@ from soul_cli.experiment.context import Context
 def main(which: str, overrides: list[str]) -> None:
     quiet_libraries()
     config = compose(["method=none", *overrides])
-    context = Context(config, config.task.load(config.cache), Cache(config.cache, say), start([]))
+    context = Context(config, config.task.load(config.cache), Cache(config.cache, log), start([]))
     if which == "target":
         evaluation.rows(context, "evaluate_original", models.target(context), "the original model")
     else:

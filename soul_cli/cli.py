@@ -73,7 +73,7 @@ def run_member(raw: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from soul_cli.core.screen import say
+    from soul_cli.core.screen import log
     from soul_cli.core.types import UserError
     from soul_cli.experiment.sweep import forget_frames
 
@@ -81,7 +81,7 @@ def run_member(raw: DictConfig) -> str:
     hydra = HydraConfig.get()
     sweeps = hydra.mode == RunMode.MULTIRUN
     if sweeps:
-        say(f"\nmember {hydra.job.num + 1}")
+        log(f"\nmember {hydra.job.num + 1}")
     try:
         with interrupt.listening():
             return perform(raw, table=not sweeps)
@@ -106,14 +106,14 @@ def run_member(raw: DictConfig) -> str:
 
 def perform(raw: DictConfig, *, table: bool) -> str:
     """Print the plan, or do the run and print its table or where it lies; return its folder."""
-    from soul_cli.core.screen import say
+    from soul_cli.core.screen import log
     from soul_cli.experiment.config import load
 
     config = load(raw)
     if config.plan:
         from soul_cli.planning.plan import outlook
 
-        say(outlook(config))
+        log(outlook(config))
         return ""
     from soul_cli.experiment.run import run
     from soul_cli.report.terminal import print_run
@@ -122,7 +122,7 @@ def perform(raw: DictConfig, *, table: bool) -> str:
     if table:
         print_run(folder)
     else:
-        say(f"written to {folder}")
+        log(f"written to {folder}")
     return str(folder)
 
 

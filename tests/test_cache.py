@@ -199,12 +199,12 @@ def get_with_others(root: Path, start: Barrier, other_waits: Event, name: str) -
         assert other_waits.wait(60)
         (out / name).touch()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         (root / f"{name}.said").write_text(text)
         other_waits.set()
 
     start.wait(60)
-    path = Cache(root, say).get("models", KEY, build)
+    path = Cache(root, log).get("models", KEY, build)
     (root / f"{name}.got").write_text(" ".join(sorted(p.name for p in path.iterdir())))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from soul_cli import cli
 from soul_cli.core.command import explain
-from soul_cli.core.screen import say
+from soul_cli.core.screen import log
 from soul_cli.core.streams import printable
 from soul_cli.core.types import UserError
 
@@ -53,7 +53,7 @@ def test_another_broken_pipe_is_an_error() -> None:
 
 def test_long_lines_stay_whole_and_nothing_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/a path/" + "folder/" * 40 + ":smile:[bold]"
-    say(f"written to {path}\x1b[31m\a\r\x9b\x00 end\nnext")
+    log(f"written to {path}\x1b[31m\a\r\x9b\x00 end\nnext")
     assert capsys.readouterr().out == f"written to {path}\\x1b[31m\\x07\\x0d\\x9b\\x00 end\nnext\n"
     assert printable("Pécs 北京 \u2028 é\t\n") == "Pécs 北京 \u2028 é\t\n"
 

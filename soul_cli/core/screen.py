@@ -81,9 +81,9 @@ def bar(label: str) -> Iterator[Bar]:
     live = console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not live) as progress:
         yield Bar(progress, label)
-    say(f"{label}: {time.perf_counter() - began:.0f} s")
+    log(f"{label}: {time.perf_counter() - began:.0f} s")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print a text.  Long lines stay whole: a terminal breaks them itself, and a path in a log can be copied."""
     console.print(printable(text), markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import once, start
 from soul_cli.core.files import digest, sha256
 from soul_cli.core.run_folder import RunFolder
-from soul_cli.core.screen import Bar, bar, say
+from soul_cli.core.screen import Bar, bar, log
 from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
@@ -34,7 +34,7 @@ def run(config: RunConfig) -> Path:
     """Run (or find finished) one experiment and return its folder.  On several processes all of them call it."""
     accelerator = start(config.trackers)
     data = once(lambda: config.task.load(config.cache))
-    context = Context(config, data, Cache(config.cache, say), accelerator)
+    context = Context(config, data, Cache(config.cache, log), accelerator)
     key = digest(
         {
             "config": config.identity(),
@@ -45,15 +45,15 @@ def run(config: RunConfig) -> Path:
         }
     )
     folder = RunFolder(run_path(config, key))
-    with folder.locked(lambda: say(f"another process is at work on {folder.path}; waiting")):
+    with folder.locked(lambda: log(f"another process is at work on {folder.path}; waiting")):
         if config.force:
             folder.clear()
         if folder.is_finished(key, with_model=config.save_model):
-            say(f"finished before ({folder.path}); force=true runs it again")
+            log(f"finished before ({folder.path}); force=true runs it again")
         else:
             prepare(config)
             notes = check(context)
-            say(describe(context, folder.path, notes))
+            log(describe(context, folder.path, notes))
             _run(context, folder, key)
         folder.tidy()
     return folder.path
@@ -92,7 +92,7 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
     elif task.retain_rows:
         rows["retain_trained"] = read_retain_rows(evaluation.retain_rows_file(task.retain_rows))
     if isinstance(config.method, Prompting):
-        say(f"system prompt: {data.system_prompt}")
+        log(f"system prompt: {data.system_prompt}")
         rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
     elif config.changes_weights:
         rows["this_run"] = _unlearn(context, target, folder, rows)

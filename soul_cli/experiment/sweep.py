@@ -134,11 +134,11 @@ class Members(Sweeper):
 
     def _run(self, members: list[Member], more: Member | None = None) -> list[Outcome]:
         """Launch the members, each with `more`; their outcomes in the same order."""
-        from soul_cli.core.screen import say
+        from soul_cli.core.screen import log
 
         lines = [overrides(m | (more or {})) for m in members]
         self._check(lines)
-        say(f"sweep of {len(lines)} members")
+        log(f"sweep of {len(lines)} members")
         alone = isinstance(self.launcher, BasicLauncher)  # in this process
         with nullcontext() if alone else interrupt.passed_on():
             returns = self.launcher.launch(lines, initial_job_idx=self.started)
@@ -208,14 +208,14 @@ def print_table(outcomes: list[Outcome]) -> None:
 
 def print_report(*given: str) -> None:
     """Print what soul-report prints for these arguments."""
-    from soul_cli.core.screen import console, say
+    from soul_cli.core.screen import console, log
     from soul_cli.core.types import UserError
     from soul_cli.report.cli import arguments, report
 
     try:
         console.print(report(arguments(list(given))), markup=False, soft_wrap=True)
     except UserError as error:  # as where a row has several settings: there is nothing wrong with the runs
-        say(f"no table: {error}")
+        log(f"no table: {error}")
 
 
 def fail(outcomes: list[Outcome]) -> None:

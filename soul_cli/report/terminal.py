@@ -15,7 +15,7 @@ from rich.table import Table
 
 from soul_cli.core.files import read_lines
 from soul_cli.core.run_folder import METRICS, NAMES, read_metrics, rows_file
-from soul_cli.core.screen import console, say
+from soul_cli.core.screen import console, log
 from soul_cli.core.streams import printable
 from soul_cli.core.types import Metric, Row
 from soul_cli.report.tables import ARROWS, short
@@ -34,13 +34,13 @@ def print_run(folder: Path) -> None:
     title = " · ".join(filter(None, [content["task"], content["method"], content["optim"], seed]))
     last = "this_run" if "this_run" in models else "original"
     print_metrics(title, content["headline"], models, models[last])
-    say("↑ higher is better; →R nearest to the retain-trained model (column retain) is best.")
-    say(f"Intervals: of {NAMES[last]}, bootstrap over the questions (lm-eval: 1.96 standard errors).")
+    log("↑ higher is better; →R nearest to the retain-trained model (column retain) is best.")
+    log(f"Intervals: of {NAMES[last]}, bootstrap over the questions (lm-eval: 1.96 standard errors).")
     print_absent(content["absent"].get(last, {}))
     print_epoch(content["epoch_eval"])
     print_cost(content["cost"])
     print_answers(folder, list(models))
-    say(f"written to {folder}")
+    log(f"written to {folder}")
 
 
 def width() -> int:
@@ -119,7 +119,7 @@ def print_absent(reasons: dict[str, str]) -> None:
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
     for reason, absent in names.items():
-        say(f"absent: {', '.join(absent)} ({reason})")
+        log(f"absent: {', '.join(absent)} ({reason})")
 
 
 def print_epoch(epoch: dict[str, Any] | None) -> None:
@@ -127,7 +127,7 @@ def print_epoch(epoch: dict[str, Any] | None) -> None:
     if epoch is not None:
         score = "" if epoch["score"] is None else f", selection score {epoch['score']:.3f} on a few rows"
         of = ", ".join(map(str, epoch["of"]))
-        say(f"weights of epoch {epoch['epoch']} ({epoch['select']} of epochs {of}){score}")
+        log(f"weights of epoch {epoch['epoch']} ({epoch['select']} of epochs {of}){score}")
 
 
 def print_cost(cost: dict[str, dict[str, Any]]) -> None:
@@ -143,7 +143,7 @@ def print_cost(cost: dict[str, dict[str, Any]]) -> None:
             lines["cost"].append(words + shown)
     for title, phases in lines.items():
         if phases:
-            say(f"{title}: {'; '.join(phases)}")
+            log(f"{title}: {'; '.join(phases)}")
 
 
 def print_answers(folder: Path, models: list[str], count: int = 3) -> None:

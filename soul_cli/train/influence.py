@@ -264,10 +264,10 @@ class Influence:
         passes = 3 + len(method.scales) + (method.cg_steps if method.solver is Solver.cg else 0)
         told = count(1)
 
-        def say(what: str) -> None:
+        def log(what: str) -> None:
             progress(next(told), passes, what)
 
-        direction, record = self._direction(say)
+        direction, record = self._direction(log)
         start = [p.detach().clone() for p in params]
 
         def move(scale: float) -> None:
@@ -278,7 +278,7 @@ class Influence:
         def measure(scale: float) -> tuple[float, float]:
             move(scale)
             forget, retain = map(self.objective.value, self.held)
-            say(f"scale {scale:g}: forget {forget:.3f}, retain {retain:.3f}")
+            log(f"scale {scale:g}: forget {forget:.3f}, retain {retain:.3f}")
             return forget, retain
 
         cost.count(parameter_bytes=cost.tensor_bytes(params))
@@ -290,16 +290,16 @@ class Influence:
         step = {"scale": scale, "step_size": size, "displacement": size * norm(direction, params[0])}
         return [{"step": 1, **losses, **step, **record, "line_search": points}]
 
-    def _direction(self, say: Callable[[str], None]) -> tuple[Vector, dict[str, float]]:
+    def _direction(self, log: Callable[[str], None]) -> tuple[Vector, dict[str, float]]:
         """(H + damping)⁻¹ ∇CE_forget, and what is worth recording of it."""
         steps = [
             self._portions(step)
             for step in curvature_steps(self.forget, self.retain, self.config, self.seed, self.estimates)
         ]
-        say("gradient")
+        log("gradient")
         cost.count(training_tokens=sum(map(len, share(self.forget))))
         gradient = self.objective.gradient(self._batches(self.forget))
-        say("curvature")
+        log("curvature")
         diagonal = self.objective.diagonal(steps, self.seed)
         size = sum(t.numel() for t in diagonal)
         damping = self.method.damping * math.fsum(float(t.sum(dtype=torch.float64)) for t in diagonal) / size
@@ -312,7 +312,7 @@ class Influence:
         def product(vector: Vector) -> Vector:
             nonlocal done
             done += 1
-            say(f"conjugate gradient, product {done} of at most {self.method.cg_steps}")
+            log(f"conjugate gradient, product {done} of at most {self.method.cg_steps}")
             return self.objective.gauss_newton(batches, vector)
 
         direction, residual = conjugate_gradient(product, gradient, self.method.cg_steps, damping)
