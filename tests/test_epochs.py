@@ -159,7 +159,7 @@ def ran(place: Path, name: str, *more: str) -> Path:
     where = [f"task.source={place / 'data'}", f"cache_dir={place / 'cache'}", f"output_dir={place / name}"]
     short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1"]
     steps = ["model.base.train.checkpoint_steps=99", "model.finetune.train.checkpoint_steps=99"]
-    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=60", *more]))
+    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=120", *more]))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
