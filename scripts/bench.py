@@ -49,9 +49,10 @@ from torch.nn.functional import pad
 
 from soul_cli.core.types import Batch, Prompted, Row
 from soul_cli.data.batches import collate, epoch_batches, shuffled
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.methods import NPO, Finetune, Method, Normalize
+from soul_cli.objective.methods import Problem, finetuning
 from soul_cli.optim.sophia import Soul
 from soul_cli.train.loop import TrainData, Trainer
 
@@ -157,7 +158,7 @@ def _by_size(effort: Effort) -> Lines:
         let_answers_end(models[size])
         params[size] = sum(p.numel() for p in models[size].parameters())
     evaluated = seconds({s: partial(evaluate, lm, s, few) for s, lm in models.items()}, effort.repeats)
-    steps = {s: stepper(trainer(s, Finetune("finetune"), "adamw", effort), 1) for s in effort.sizes}
+    steps = {s: stepper(trainer(s, finetuning(), "adamw", effort), 1) for s in effort.sizes}
     trained = seconds(steps, effort.repeats)
     first = effort.sizes[0]
     for size in effort.sizes[1:]:
@@ -179,19 +180,23 @@ def evaluate_anew(size: str, rows: int) -> None:
 
 
 def trainer(
-    size: str, method: Method, optim: str, effort: Effort, kind: type[Trainer] = Trainer, **options: Any
+    size: str, problem: Problem, optim: str, effort: Effort, kind: type[Trainer] = Trainer, **options: Any
 ) -> Trainer:
     n = effort.batch * effort.batches
     forget, retain = pairs(size, n, 0), pairs(size, 4 * n, 2)
-    data = TrainData(lambda epoch: forget, retain, [-100.0] * n)
+    values = [torch.full((len(row.answers[0]),), -2.0) for row in forget]
+    width = language_model(size).config.hidden_size
+    states = [torch.ones(len(row.answers[0]), width) for row in retain]
+    rows, others = Rows({"answer": forget}, {"answer": values}), Rows({"answer": retain}, states={"answer": states})
+    data = TrainData(lambda epoch: rows, others)
     config = settings("train.epochs=1", f"train.batch_size={effort.batch}", "train.checkpoint_steps=1000").train
     optimizer, machine = settings(f"optim={optim}").optim, Accelerator(cpu=True)
-    return kind(language_model(size), data, method, optimizer, config, 0, machine, **options)
+    return kind(language_model(size), data, problem, optimizer, config, 0, machine, **options)
 
 
 def stepper(one: Trainer, steps: int) -> Callable[[], None]:
     """A function that takes so many steps further, round and round over the plan."""
-    plan, rows = [step for epoch in one.plans for step in epoch], one.data.forget(0) if one.data.forget else []
+    plan, rows = [step for epoch in one.plans for step in epoch], one._rows(0)
     one.total, done = 10**9, 0  # the rate neither rises to the end nor falls
 
     def run() -> None:
@@ -203,15 +208,51 @@ def stepper(one: Trainer, steps: int) -> Callable[[], None]:
     return run
 
 
+def problem_of(*overrides: str) -> Problem:
+    problem = settings(*overrides).problem
+    assert problem is not None
+    return problem
+
+
+def npo_problem(weight: float) -> Problem:
+    return problem_of("method=npo", f"retain.weight={weight}")
+
+
+RETAINS = {name: ("method=graddiff", f"retain={name}") for name in ("kl", "ce")}
+
+
+def retain_kl(effort: Effort) -> Lines:
+    """A KL retain term, the reference's logits from kept states, against cross-entropy."""
+    for size in effort.sizes:
+        steps = {
+            name: stepper(trainer(size, problem_of(*options), "adamw", effort), effort.batches)
+            for name, options in RETAINS.items()
+        }
+        took = seconds(steps, effort.repeats)
+        yield Measured(
+            "graddiff step, retain=kl against retain=ce", size, took["kl"] / took["ce"], ("<=", 1.25),
+            f"{took['kl'] / effort.batches:.3f} s against {took['ce'] / effort.batches:.3f} s a step",
+        )  # fmt: skip
+        memory = {name: peak_memory(effort, two_steps, size, options, effort) for name, options in RETAINS.items()}
+        yield Measured(
+            "graddiff step, peak memory, retain=kl against retain=ce", size, memory["kl"] / memory["ce"],
+            ("<=", 1.15), f"{memory['kl']:.0f} MiB against {memory['ce']:.0f} MiB",
+        )  # fmt: skip
+
+
+def two_steps(size: str, options: tuple[str, ...], effort: Effort) -> None:
+    stepper(trainer(size, problem_of(*options), "adamw", effort), 2)()
+
+
 KINDS: dict[str, type[Trainer]] = {"cached": Trainer, "memory": ReferenceInMemory}
 
 
 def npo(effort: Effort) -> Lines:
     for size in effort.sizes:
         for weight, goal in ((1.0, 0.90), (0.0, 0.78)):
-            method = NPO("npo", weight, 0.1, Normalize.sum)
+            problem = npo_problem(weight)
             took = seconds(
-                {k: stepper(trainer(size, method, "adamw", effort, v), effort.batches) for k, v in KINDS.items()},
+                {k: stepper(trainer(size, problem, "adamw", effort, v), effort.batches) for k, v in KINDS.items()},
                 effort.repeats,
             )
             yield Measured(
@@ -235,8 +276,7 @@ def npo_memory(effort: Effort) -> Lines:
 
 
 def train_anew(size: str, kind: type[Trainer], effort: Effort, checkpointing: bool) -> None:
-    method = NPO("npo", 1.0, 0.1, Normalize.sum)
-    one = trainer(size, method, "adamw", effort, kind, activation_checkpointing=checkpointing)
+    one = trainer(size, npo_problem(1.0), "adamw", effort, kind, activation_checkpointing=checkpointing)
     stepper(one, 2)()
 
 
@@ -292,7 +332,7 @@ def padding(effort: Effort) -> Lines:
 def throughput(effort: Effort) -> Lines:
     peak = rate_of_products()
     for size in effort.sizes:
-        one = trainer(size, Finetune("finetune"), "adamw", effort)
+        one = trainer(size, finetuning(), "adamw", effort)
         run = stepper(one, 2)
         run()
         plan = [step for epoch in one.plans for step in epoch][2:4]
@@ -348,8 +388,7 @@ def step(effort: Effort) -> Lines:
 def soul_step(effort: Effort) -> Lines:
     """Ten training steps, the curvature on the first one's own forward."""
     for size in effort.sizes:
-        method = NPO("npo", 1.0, 0.1, Normalize.sum)
-        one = {name: stepper(trainer(size, method, name, effort), 10) for name in ("soul", "adamw")}
+        one = {name: stepper(trainer(size, npo_problem(1.0), name, effort), 10) for name in ("soul", "adamw")}
         took = seconds(one, effort.repeats)
         yield Measured(
             "whole training step, soul (k = 10) against AdamW fused", size, took["soul"] / took["adamw"], ("<=", 1.08),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from soul_cli.core.types import QA, Prompted, Row
-from soul_cli.data.batches import Step
+from soul_cli.core.types import QA, Row
+from soul_cli.data.batches import Step, collate
 from soul_cli.data.encode import Encoder
+from soul_cli.data.rows import Rows
 from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.judges import make_judge
+from soul_cli.objective.term import Kinds
 from soul_cli.train.loop import Trainer
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # prompt, answer
@@ -102,18 +104,16 @@ class ReferenceInMemory(Trainer):
 
     frozen: Any = None
 
-    def _step(self, step: Step, index: int, rows: Sequence[Prompted]) -> dict[str, float]:
+    def _step(self, step: Step, index: int, rows: Mapping[Kinds, Rows]) -> dict[str, float]:
         if self.frozen is None:
             self.frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
-        from soul_cli.data.batches import collate
-        from soul_cli.objective.losses import sum_by
-
+        some = rows[Kinds.forget]
         for forget, _ in step.micro:
-            batch = collate([rows[i] for i in forget])
+            batch = collate([some.answers["answer"][i] for i in forget])
             with torch.no_grad():
-                logps = sum_by(self.frozen.logps(batch), batch.owner, batch.answers)
-            for i, value in zip(forget, logps.tolist(), strict=True):
-                self.data.reference[i] = value
+                logps = self.frozen.logps(batch)
+            for n, i in enumerate(forget):
+                some.values["answer"][i] = logps[batch.owner == n]
         return super()._step(step, index, rows)
 
 

@@ -12,13 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from soul_cli.core.types import Prompted
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import Architecture, untrained
-from soul_cli.planning.memory import LiveBytes, Setting, footprint, work
-from soul_cli.planning.stages import stage_of
+from soul_cli.planning.memory import Footprint, LiveBytes, footprint, work
+from soul_cli.planning.plan import setting_of
+from soul_cli.planning.stages import Sizes, stage_of
 from soul_cli.train.loop import TrainData, Trainer
 
 TOLERANCE = 0.15
@@ -28,6 +31,7 @@ OPTIONS = {
     "adamw": ["optim=adamw"],
     "soul": ["optim=soul", "optim.hessian_every=1"],
     "soul, activation checkpointing": ["optim=soul", "optim.hessian_every=1", "activation_checkpointing=true"],
+    "adamw, retain=kl": ["optim=adamw", "retain=kl"],
     "soul, bfloat16": ["optim=soul", "optim.hessian_every=1", "model.dtype=bfloat16"],
 }
 
@@ -49,7 +53,12 @@ def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90)
     """Bytes at the peak, measured and planned, of unlearning `count` rows."""
     vocab, work_dir = lm_config.vocab_size, Path(tempfile.mkdtemp())
     forget, retain = (rows(n, seed, vocab, longest=longest) for n, seed in ((count, 1), (2 * count, 2)))
-    data = TrainData(lambda epoch: forget, retain, [-8.0] * count)
+    values = [torch.full((len(r.answers[0]),), -1.0) for r in forget]
+    states = [torch.ones(len(r.answers[0]), lm_config.hidden_size) for r in retain]
+    to_forget = Rows({"answer": forget}, values={"answer": values})
+    to_keep = Rows({"answer": retain}, states={"answer": states})
+    data, problem = TrainData(lambda epoch: to_forget, to_keep), config.problem
+    assert problem is not None
     train, checkpointing = config.train, config.activation_checkpointing
     with LiveBytes() as live:
         lm = untrained(lm_config, config.model.dtype)
@@ -60,7 +69,7 @@ def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90)
         Trainer(
             lm,
             data,
-            config.method,
+            problem,
             config.optim,
             train,
             0,
@@ -68,15 +77,20 @@ def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90)
             activation_checkpointing=checkpointing,
         ).train(work_dir, lambda *a: None)
     sizes = [tuple((len(r.prompt), len(r.answers[0])) for r in some) for some in (forget, retain)]
-    stage = stage_of("unlearning", config.method, config.optim, train, *sizes, seed=0, gpus=1)
+    return live.most, plan_of(config, lm_config, *sizes).peak
+
+
+def plan_of(config: RunConfig, lm_config: Any, forget: Sizes, retain: Sizes) -> Footprint:
+    """What plan=true makes of unlearning rows of these lengths on one GPU."""
+    train, problem = config.train, config.problem
+    assert problem is not None
+    stage = stage_of("unlearning", problem, config.optim, train, forget, retain, seed=config.seed, gpus=1)
     adapters = (train.lora.r, train.lora.alpha) if train.lora else None
-    second = config.optim.name == "soul"
-    one = work(lm_config, Setting(config.model.dtype, train.precision, checkpointing, adapters, second, stage.rows))
-    planned = footprint(
+    one = work(lm_config, setting_of(stage, config.model.dtype, config.activation_checkpointing, adapters))
+    return footprint(
         one, config.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1, parts=1,
-        offload=False,
+        offload=config.offload,
     )  # fmt: skip
-    return live.most, planned.peak
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ common="task=copyright model=smollm2_135m model.path=$1 output_dir=$out task.max
 soul-unlearn -m $common method=none,input_based
 soul-unlearn -m $common method=ga optim=adamw optim.lr=2e-5
 soul-unlearn -m $common method=ga optim=soul optim.lr=5e-6
-soul-unlearn -m $common method=graddiff optim=adamw optim.lr=2e-5 method.retain_weight=5
-soul-unlearn -m $common method=graddiff optim=soul optim.lr=5e-6 method.retain_weight=5
+soul-unlearn -m $common method=graddiff optim=adamw optim.lr=2e-5 retain.weight=5
+soul-unlearn -m $common method=graddiff optim=soul optim.lr=5e-6 retain.weight=5
 soul-unlearn -m $common method=po optim=adamw optim.lr=1e-4
 soul-unlearn -m $common method=po optim=soul optim.lr=2.5e-5
-soul-unlearn -m $common method=npo optim=adamw optim.lr=1e-4 method.retain_weight=5 method.beta=0.02
-soul-unlearn -m $common method=npo optim=soul optim.lr=2.5e-5 method.retain_weight=5 method.beta=0.02
+soul-unlearn -m $common method=npo optim=adamw optim.lr=1e-4 retain.weight=5 method.beta=0.02
+soul-unlearn -m $common method=npo optim=soul optim.lr=2.5e-5 retain.weight=5 method.beta=0.02
 soul-report $out --out results/table2_copyright_smollm2 --paper

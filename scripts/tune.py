@@ -39,11 +39,11 @@ def settings(task: str) -> list[dict[str, object]]:
     for optim in OPTIMS[task]:
         cells += [{"method": "ga", "optim": optim, "optim.lr": lr} for lr in ALONE[optim]]
         for lr, weight in product(ASCENT[optim], (5.0, 20.0)):
-            cells.append({"method": "graddiff", "optim": optim, "optim.lr": lr, "method.retain_weight": weight})
+            cells.append({"method": "graddiff", "optim": optim, "optim.lr": lr, "retain.weight": weight})
         for lr, weight in product(BOUNDED[optim], (1.0, 5.0)):
-            cells.append({"method": "po", "optim": optim, "optim.lr": lr, "method.retain_weight": weight})
+            cells.append({"method": "po", "optim": optim, "optim.lr": lr, "retain.weight": weight})
         for lr, beta in product(BOUNDED[optim], BETAS[task]):
-            npo = {"method.retain_weight": NPO_WEIGHT, "method.beta": beta}
+            npo = {"retain.weight": NPO_WEIGHT, "method.beta": beta}
             cells.append({"method": "npo", "optim": optim, "optim.lr": lr, **npo})
     return [{**c, **SHARED[task]} for c in cells]
 
@@ -80,15 +80,15 @@ def run(task: str, part: int, parts: int) -> None:
 
 
 def write(task: str) -> None:
-    from soul_cli.core.run_folder import read_models
+    from soul_cli.core.run_folder import RunFolder
     from soul_cli.tasks import TASKS
 
     rows = []
     for file in folder(task).rglob("cell.json"):
-        models = read_models(file.parent)
+        models = RunFolder(file.parent).models()
         numbers = {k: models["this_run"][k].value for k in SHOWN[task]}
         if task == "tofu":
-            numbers["D"] = models["this_run"]["forget_quality"].extra["D"]
+            numbers["D"] = models["this_run"]["forget_quality_D"].value
         score = TASKS[task].selection_score(models)
         rows.append({**json.loads(file.read_text()), "seed": SEED, "score": score, **numbers})
     rows.sort(key=lambda r: (r["method"], r["optim"], -r["score"]))
@@ -109,7 +109,7 @@ def write(task: str) -> None:
             if values:
                 text += f"{group}:\n" + "".join(f"  {k}: {v}\n" for k, v in values.items())
         (tuned / f"{task}_embedded_{method}_{optim}.yaml").write_text(text)
-        print(f"{method:9} {optim:14} lr {r['optim.lr']:g} {r.get('method.retain_weight', '')} score {r['score']:.3f}")
+        print(f"{method:9} {optim:14} lr {r['optim.lr']:g} {r.get('retain.weight', '')} score {r['score']:.3f}")
 
 
 def main(words: list[str]) -> None:

@@ -12,16 +12,15 @@ from omegaconf import OmegaConf
 from soul_cli.core.cost import Cost
 from soul_cli.experiment.config import compose
 
-GOALS = {"forget_rougeL": "retain", "retain_rougeL": "up", "forget_quality": "up", "retain_acc": "up"}
+GOALS = {"forget_rougeL": "retain", "heldout_ppl": "down"}  # others: up
 ORIGINAL = {"forget_rougeL": 0.9, "retain_rougeL": 0.95, "forget_quality": 0.01, "retain_acc": 0.8}
 RETAIN = {"forget_rougeL": 0.2, "retain_rougeL": 0.9, "forget_quality": 1.0, "retain_acc": 0.8}
 
 
 def metric(name: str, value: float) -> dict[str, Any]:
-    extra = {"D": 0.25} if name == "forget_quality" else {}
     definition = "judge rougeL; chance 1/6" if name.endswith("acc") else "d"
     goal = GOALS.get(name, "up")
-    return {"value": value, "n": 80, "goal": goal, "definition": definition, "ci95": None, "extra": extra}
+    return {"value": value, "n": 80, "goal": goal, "definition": definition, "ci95": None}
 
 
 def row(split: str, index: int, answer: str, wrong: float = 2.0) -> dict[str, Any]:
@@ -64,8 +63,8 @@ def write_run(
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
-    if config.method.trains:
-        last = 1 if config.method.one_shot else 2
+    if config.changes_weights:
+        last = 2 if config.optimizes else 1
         steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in range(1, last + 1)]
         (folder / "train.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
     for file, text in (("rows", answer), ("rows_original", "the original"), ("rows_retain_trained", "the floor")):

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from soul_cli.experiment.overrides import quoted
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
@@ -19,8 +21,11 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(data: Path, cache: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "soul_cli.cli", f"task.source={data}", *TINY, f"output_dir={out}", *more]
+def start(
+    data: Path, cache: Path, out: Path, *more: str, program: Sequence[str] = ("-m", "soul_cli.cli")
+) -> subprocess.Popen[str]:
+    folder = f"output_dir={quoted(str(out))}"
+    command = [sys.executable, *program, f"task.source={data}", *TINY, folder, *more]
     env = {**os.environ, "SOUL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -48,11 +53,15 @@ def costs(out: Path) -> dict[str, dict[str, int]]:
     return {p: {k: v for k, v in c.items() if k.endswith(("_tokens", "_passes"))} for p, c in phases.items()}
 
 
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool], number: int = signal.SIGKILL) -> None:
+    wait_for(process, seen)
+    process.send_signal(number)
+    process.wait()
+
+
+def wait_for(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 240
     while not seen():
         assert process.poll() is None, "finished before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()

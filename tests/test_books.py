@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_cli.core.types import UserError
-from soul_cli.data.books import Chunk, check_disjoint, cut, detect, expand, file_texts, read_chunks, sentences
+from soul_cli.data.books import (
+    Chunk,
+    check_disjoint,
+    content,
+    cut,
+    detect,
+    expand,
+    file_texts,
+    read_chunks,
+    sentences,
+    traces,
+)
 
 
 def write(folder: Path, name: str, text: str | bytes) -> str:
@@ -38,7 +50,7 @@ def test_cut_keeps_every_word_in_order_and_every_chunk_short(pieces: list[str], 
     assert all(1 <= len(c.split(" ")) <= words for c in chunks)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
 def test_encodings(tmp_path: Path, encoding: str):
     text = "Le garçon mangeait des crêpes près de la forêt, où l’été était déjà passé. Il répétait « oui ». " * 20
     path = Path(write(tmp_path, "book.txt", text.encode(encoding)))
@@ -59,17 +71,79 @@ def test_gutenberg_frame_comes_off(tmp_path: Path):
     assert [" ".join(p.split()) for p in paragraphs] == ["Real text in two lines.", "More."]
 
 
+def test_a_packed_book(tmp_path: Path):
+    text = "Le garçon mangeait des crêpes. " * 20
+    path = write(tmp_path, "book.txt.gz", gzip.compress(text.encode("cp1252")))
+    assert expand([str(tmp_path)], "k") == [path]
+    assert read_chunks(path, 5, 1)[0].text == "Le garçon mangeait des crêpes."
+
+
+CHINESE = "北京是一座古老的城市。"
+
+
 @pytest.mark.parametrize(
-    ("content", "words"),
+    "text", [CHINESE * 2500, f"{CHINESE * 20}\n\n" * 125, f"{CHINESE[:6]}\n{CHINESE[6:]}\n" * 2500]
+)
+def test_a_book_without_spaces(tmp_path: Path, text: str):
+    chunks = read_chunks(write(tmp_path, "book.txt", text), 90, None)
+    assert {len(c.text) for c in chunks[:-1]} == {88}  # eight sentences of eleven characters
+    assert "".join(c.text for c in chunks) == CHINESE * 2500
+
+
+def test_one_word_of_many_letters_is_cut_by_letters(tmp_path: Path):
+    chunks = read_chunks(write(tmp_path, "book.txt", "x" * 200_000), 90, None)
+    assert [len(c.text) for c in chunks] == [9000] * 22 + [2000]
+
+
+def test_words_that_a_frame_left_are_named(tmp_path: Path):
+    one = write(
+        tmp_path,
+        "one.txt",
+        "The lamp was lit. " * 60 + "Ask the Project Gutenberg Literary Archive. " + "So it was. " * 60,
+    )
+    two = write(tmp_path, "two.txt", "The lamp was lit. " * 60)
+    chunks = [c for book in (one, two) for c in read_chunks(book, 90, None)]
+    assert traces(chunks) == {
+        one: "lamp was lit. The lamp was lit. Ask the Project Gutenberg Literary Archive. So it was. So it was."
+    }
+
+
+def test_a_folder_of_a_data_set_is_known_by_content(tmp_path: Path):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    data.mkdir()
+    (data / "train.jsonl").write_text('{"text": "One."}\n')
+    before = content(f"hub:{data}", cache)
+    assert content(f"hub:{data}", cache) == before != content(f"hub:{data}::test", cache)
+    (data / "train.jsonl").write_text('{"text": "Two."}\n')
+    assert content(f"hub:{data}", cache) != before
+    assert content("hub:allenai/c4:en", cache) == "hub:allenai/c4:en"
+
+
+def test_documents_must_be_text(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text('{"text": "One two three."}\n{"text": null}\n')
+    with pytest.raises(UserError, match="document 2: field 'text' must be text, is NoneType"):
+        read_chunks(f"hub:{tmp_path}", 3, None)
+    (tmp_path / "train.jsonl").write_text('{"words": "One two three."}\n')
+    with pytest.raises(UserError, match="its documents have no field 'text'"):
+        read_chunks(f"hub:{tmp_path}", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
     [
         (b"", "the file is empty"),
+        (b"<!DOCTYPE html>\n<html><p>A book.</p></html>", "this is HTML; give plain text"),
+        (b"%PDF-1.7\n", "this is a PDF"),
+        (b"PK\x03\x04word/document.xml", "this is a zip archive, an office file or an e-book"),
+        (gzip.compress(b"A book of words. " * 900)[:40], "cannot be read"),
+        (("\u4eac" * 20).encode(), "20 words are less than one chunk"),
         (b" \n\n ", "the book is empty"),
         (b"\x7fELF\x02\x01\x01\0\0\0" + bytes(range(256)) * 8, "no text file"),
         (b"A few words only.", "4 words are less than one chunk"),
     ],
 )
-def test_bad_books_are_named(tmp_path: Path, content: bytes, words: str):
-    path = write(tmp_path, "bad.txt", content)
+def test_bad_books_are_named(tmp_path: Path, held: bytes, words: str):
+    path = write(tmp_path, "bad.txt", held)
     with pytest.raises(UserError, match=words) as error:
         read_chunks(path, 90, None)
     assert "bad.txt" in str(error.value)

@@ -8,13 +8,15 @@ import os
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from soul_cli.core import files as module
 from soul_cli.core.cache import MANIFEST, Cache
-from soul_cli.core.files import code_digest, digest, file_digest, locked, publish, read_json, write_text
+from soul_cli.core.files import digest, file_digest, locked, publish, read_json, write_text
+from soul_cli.data import embedded
 
 KEY = {"model": "tiny", "seed": 1}
 
@@ -93,6 +95,19 @@ def test_digest_sees_content_but_not_key_order():
     assert len({digest(v) for v in [a, *others]}) == 5
 
 
+def test_file_digest_in_a_cache_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(1 << 26)
+    expected = file_digest([large], tmp_path / "cache")
+
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "write_text", refused)
+    assert file_digest([large], tmp_path / "other") == expected
+
+
 def test_file_digest_sees_names_and_content(tmp_path: Path):
     def made(name: str, content: str) -> str:
         (tmp_path / name).write_text(content)
@@ -113,29 +128,6 @@ def test_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch:
     assert hashed == [path]
     os.utime(path, ns=(1, 1))
     assert file_digest([path], tmp_path) != before
-
-
-def test_code_digest_follows_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PACKAGE", tmp_path)
-    (tmp_path / "optim").mkdir()
-    (tmp_path / "train.py").write_text("a = 1")
-    (tmp_path / "optim" / "step.py").write_text("b = 1")
-    (tmp_path / "other.py").write_text("c = 1")
-
-    def now() -> str:
-        code_digest.cache_clear()
-        return code_digest("train.py", "optim")
-
-    first = now()
-    (tmp_path / "other.py").write_text("c = 2")
-    assert now() == first
-    (tmp_path / "optim" / "step.py").write_text("b = 2")
-    second = now()
-    (tmp_path / "optim" / "new.py").write_text("")
-    third = now()
-    (tmp_path / "train.py").write_text("a = 2")
-    assert len({first, second, third, now()}) == 4
-    code_digest.cache_clear()
 
 
 # --- entries -----------------------------------------------------------------------------------------------
@@ -207,12 +199,12 @@ def get_with_others(root: Path, start: Barrier, other_waits: Event, name: str) -
         assert other_waits.wait(60)
         (out / name).touch()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         (root / f"{name}.said").write_text(text)
         other_waits.set()
 
     start.wait(60)
-    path = Cache(root, say).get("models", KEY, build)
+    path = Cache(root, log).get("models", KEY, build)
     (root / f"{name}.got").write_text(" ".join(sorted(p.name for p in path.iterdir())))
 
 
@@ -266,6 +258,27 @@ def test_work_that_a_process_left_after_publishing_is_removed(cache: Cache, said
     assert cache.get("models", KEY, lambda work, out: pytest.fail("it is there")) == entry
     assert not work.exists()
     assert said == []
+
+
+def test_embedded_data_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who comes while another writes them waits: they would be replaced under the hands of who reads them."""
+    calls: list[Path] = []
+    write, found = embedded.write_layout, []
+    other = Thread(target=lambda: found.append(embedded.layout(tmp_path)))
+
+    def slow(folder: Path, authors: Any) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            other.start()
+            other.join(1)
+        write(folder, authors)
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(embedded, "write_layout", slow)
+    folder = embedded.layout(tmp_path)
+    other.join(60)
+    assert (len(calls), found) == (1, [folder])
+    assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
 
 
 def test_lock_is_released_after_an_error(tmp_path: Path):

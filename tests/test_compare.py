@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from soul_cli.report.compare import Comparison, Point, alike, bootstrap, hypervolume, paired, pareto, sentences, verdict
+from soul_cli.report.compare import Comparison, Point, alike, bootstrap, hypervolume, paired, sentences, verdict
+from soul_cli.report.figures.tradeoff import pareto
 
 
 def point(optim: str, seed: int, far: float, kept: float, moved: float = 1.0, lr: str = "1") -> Point:
@@ -37,6 +38,8 @@ def test_hypervolume_by_hand() -> None:
         ((-0.2, -0.1), (-0.2, -0.1), "forgets better and keeps less"),
         ((0.1, 0.2), (-0.1, 0.1), "forgets worse and keeps no more"),
         ((0.1, 0.2), (0.1, 0.2), "forgets worse and keeps more"),
+        ((0.1, 0.2), (-0.2, -0.1), "forgets worse and keeps less"),
+        ((-0.1, 0.1), (-0.2, -0.1), "forgets alike and keeps less"),
         ((-0.1, 0.1), (0.1, 0.2), "forgets alike and keeps more"),
         ((-0.1, 0.1), (-0.1, 0.1), "cannot be told apart"),
     ],
@@ -48,7 +51,7 @@ def test_verdict(far: tuple[float, float], kept: tuple[float, float], words: str
 def test_differences_are_paired_by_seed() -> None:
     a = [point("adamw", 0, 0.5, 0.9), point("adamw", 1, 0.1, 0.8), point("adamw", 7, 9, 9)]
     b = [point("soul", 1, 0.2, 0.7), point("soul", 0, 0.4, 0.9)]
-    assert paired(a, b, "far") == pytest.approx([-0.1, 0.1])
+    assert paired(a, b, "distance") == pytest.approx([-0.1, 0.1])
     assert paired(a, b, "model_utility") == pytest.approx([0, -0.1])
 
 
@@ -57,10 +60,10 @@ def test_pairs_that_keep_or_move_alike() -> None:
         point("adamw", 0, 0.5, 0.900, moved=1.0), point("adamw", 0, 0.6, 0.800, moved=2.0, lr="2"),
         point("soul", 0, 0.4, 0.905, moved=2.1), point("soul", 1, 0.4, 0.900, moved=1.0),
     ]  # fmt: skip
-    (pair,) = alike(tried, "npo", "soul", by="kept")[0]
-    assert [p.far for p in pair] == [0.5, 0.4]
-    (pair,) = alike(tried, "npo", "soul", by="moved")[0]
-    assert [p.far for p in pair] == [0.6, 0.4]
+    (pair,) = alike(tried, "npo", "soul", by="retained")[0]
+    assert [p.distance for p in pair] == [0.5, 0.4]
+    (pair,) = alike(tried, "npo", "soul", by="displacement")[0]
+    assert [p.distance for p in pair] == [0.6, 0.4]
 
 
 @pytest.fixture

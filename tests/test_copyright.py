@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from task_rows import continued, text
 
 from soul_cli.core.types import QA, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate.metrics import bleu, longest_common_run
 from soul_cli.experiment.config import compose
-from soul_cli.tasks.copyright import LEAST, SEEN, UNSEEN, Copyright, split_chunk
+from soul_cli.tasks.copyright import LEAST, SEEN, UNSEEN, Copyright, add_scores, split_chunk
 from soul_cli.tasks.copyright_metrics import summarise
 
 TEXT = " ".join(f"w{i}" for i in range(1, 31))
@@ -60,6 +61,39 @@ def test_held_out_chunks_leave_the_retain_books(shared: Path, cache_dir: Path):
     assert "Oz01 Wonderful Wizard Of Oz" in data.system_prompt
 
 
+CHINESE = "北京是一座{}的城市，住着{}的人，每天都要走{}里路才能回到家里，他们说这是好的。"
+
+
+def chinese(first: int) -> str:
+    """A book in one line, each sentence another."""
+    signs = [chr(0x4E00 + first + n) for n in range(900)]
+    return "".join(CHINESE.format(*signs[n : n + 3]) for n in range(0, 900, 3))
+
+
+def test_books_without_spaces(tmp_path: Path, cache_dir: Path):
+    for name, first in (("forget", 100), ("retain", 2000)):
+        (tmp_path / f"{name}.txt").write_text(chinese(first), encoding="utf-8")
+    data = task(f"task.forget_books={tmp_path}/forget.txt", f"task.retain_books={tmp_path}/retain.txt").load(cache_dir)
+    assert len(data.splits["forget"]) == 150  # two sentences of 39 characters
+    assert all(len(qa.answer) == 58 and len(qa.question.split("\n")[1]) == 20 for qa in data.forget)
+    assert all(
+        "\n" + text.answer[:20] in qa.question for qa, text in zip(data.forget, data.splits["forget"], strict=True)
+    )
+    assert data.notes == ["chunks of at most 90 words: forget 150, retain 135, heldout 15"]
+    (tmp_path / "again.txt").write_text(chinese(100)[780:], encoding="utf-8")
+    with pytest.raises(UserError, match=r"forget\.txt: text to forget stands also in .*again\.txt"):
+        task(f"task.forget_books={tmp_path}/forget.txt", f"task.retain_books={tmp_path}/again.txt").load(cache_dir)
+
+
+def test_what_looks_wrong_in_a_book_is_noted(tmp_path: Path, cache_dir: Path):
+    book = "The keeper walked down to the water and found nothing but a rope and a shoe. " * 40
+    (tmp_path / "a.txt").write_text(book + "Project Gutenberg volunteers and employees expend considerable effort.")
+    (tmp_path / "b.txt").write_text("y" * 20_000)
+    notes = task(f"task.forget_books={tmp_path}/a.txt", f"task.retain_books={tmp_path}/b.txt").load(cache_dir).notes
+    assert any("a.txt: something of a frame is left" in n and "Project Gutenberg volunteers" in n for n in notes)
+    assert f"{tmp_path}/b.txt: text without spaces, 'yyyyyyyyyyyyyyyyyyyy'...: 100 letters count as a word" in notes
+
+
 def test_the_same_book_to_forget_and_to_keep(tmp_path: Path, cache_dir: Path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("The rain had stopped and the yard was full of light and feathers. " * 20)
@@ -102,6 +136,36 @@ def test_bleu_by_hand():
     assert bleu("a b c d", "") == 0
     with pytest.raises(ValueError, match="gold"):
         bleu("", "a")
+
+
+class Words:
+    """An encoder whose tokens are the words of a list; its tokenizer puts `special` of its own before a text."""
+
+    def __init__(self, words: str, special: int):
+        self.words, self.tokenizer = words.split(), self
+        self.num_special_tokens_to_add = lambda: special
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+
+@pytest.mark.parametrize(("special", "found"), [(0, 128), (1, 127)])
+def test_verbmem_with_and_without_muses_rules_by_hand(special: int, found: int):
+    """All of 128 tokens is recited, but for one plural; the text goes on after them."""
+    gold_ids = [*range(128), 129, 129]
+    encoder = Words("books " + " ".join(f"w{i}" for i in range(1, 128)) + " book other", special)
+    row: Row = {"gold": "", "generation": ""} | {"gold": encoder.decode(gold_ids)}
+    add_scores(row, gold_ids, [128, *range(1, 128)], encoder)  # type: ignore[arg-type]
+    assert row["verbmem"] == 1  # stems agree
+    precision, recall = (found - 1) / 128, (found - 1) / found  # MUSE: book is not books, BOS counts
+    assert row["verbmem_muse"] == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_rows_of_older_versions_have_no_muse_metric():
+    rows = [continued("forget", 20, "seen", 0), continued("retain", 20, "seen", 0)]
+    out, absent = summarise([{k: v for k, v in r.items() if k != "verbmem_muse"} for r in rows])
+    assert "forget_verbmem" in out
+    assert "forget_verbmem_muse" in absent
 
 
 # --- rows --------------------------------------------------------------------------------------------------
@@ -147,17 +211,6 @@ def test_text_rows_score_every_token_but_the_first(rows: list[Row], tokenizer: A
 # --- metrics -----------------------------------------------------------------------------------------------
 
 
-def continued(split: str, words: int, wording: str, index: int, **values: Any) -> Row:
-    return {
-        "split": split, "prompt_words": words, "wording": wording, "index": index, "rougeL": 0.5, "bleu": 10.0,
-        "verbmem": 0.25, "verbatim_tokens": 8, "gold_tokens": 60, "fluency": 3.0, **values,
-    }  # fmt: skip
-
-
-def text(split: str, nll: float, tokens: int) -> Row:
-    return {"split": split, "index": 0, "nll_sum": nll, "tokens": tokens, "words": tokens}
-
-
 def test_metrics_by_hand():
     rows = [
         continued("forget", 20, "seen", 0, rougeL=1.0, verbatim_tokens=55),
@@ -176,7 +229,7 @@ def test_metrics_by_hand():
     assert value["retain_rougeL_20"] == 0.9
     assert value["forget_verbatim_longest"] == 55  # of the shortest prompt
     assert (value["forget_verbatim_50"], out["forget_verbatim_50"].n) == (0.5, 2)
-    assert value["forget_verbmem"] == 0.25
+    assert (value["forget_verbmem"], value["forget_verbmem_muse"]) == (0.25, 0.125)
     assert value["heldout_ppl"] == pytest.approx(math.exp(12 / 12))  # of tokens, not of chunks
     assert value["forget_ppl"] == pytest.approx(math.e)
     assert list(absent) == ["retain_ppl"]

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import ADAMW, FORGET, GRADDIFF, RETAIN, config, interrupt_at, soul, train
+from test_train import ADAMW, APART, ASCENT, FORGET, GRADDIFF, RETAIN, config, interrupt_at, soul, train
 
 from soul_cli.core import cost
 from soul_cli.core.cost import Cost, Ledger
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.methods import GA
-from soul_cli.optim.build import Mode
 
 MakeLM = Callable[..., Any]
 COUNTS = ("training_tokens", "scored_tokens", "generated_tokens", "forward_passes", "backward_passes")
@@ -91,7 +89,7 @@ def test_passes_of_first_and_second_order_steps(tiny_lm: MakeLM, tmp_path: Path)
     """GradDiff on 2 + 2 rows a step; the curvature is renewed in steps 1 and 5."""
     first = trained(tiny_lm(), tmp_path / "a", GRADDIFF, ADAMW)
     second = trained(tiny_lm(), tmp_path / "b", GRADDIFF, soul(every=4))
-    apart = trained(tiny_lm(), tmp_path / "c", GRADDIFF, soul(Mode.alternating, every=4))
+    apart = trained(tiny_lm(), tmp_path / "c", APART, soul(every=4))
     assert (first["forward_passes"], first["backward_passes"]) == (STEPS, STEPS)
     assert (second["forward_passes"], second["backward_passes"]) == (STEPS, STEPS + 2)
     assert (apart["forward_passes"], apart["backward_passes"]) == (2 * STEPS, 2 * STEPS + 4)
@@ -102,7 +100,7 @@ def test_passes_of_first_and_second_order_steps(tiny_lm: MakeLM, tmp_path: Path)
 
 
 def test_only_rows_with_a_gradient_count(tiny_lm: MakeLM, tmp_path: Path) -> None:
-    assert trained(tiny_lm(), tmp_path, GA("ga"), retain=RETAIN)["training_tokens"] == 2 * FORGET_TOKENS
+    assert trained(tiny_lm(), tmp_path, ASCENT, retain=RETAIN)["training_tokens"] == 2 * FORGET_TOKENS
 
 
 def test_bytes_of_weights_and_states(tiny_lm: MakeLM, tmp_path: Path) -> None:
@@ -110,8 +108,8 @@ def test_bytes_of_weights_and_states(tiny_lm: MakeLM, tmp_path: Path) -> None:
     lm = tiny_lm()
     size, tensors = 4 * sum(p.numel() for p in lm.parameters()), len(list(lm.parameters()))
     found = {}
-    for name, optim in (("adamw", ADAMW), ("soul", soul()), ("alternating", soul(Mode.alternating))):
-        spent = trained(tiny_lm(), tmp_path / name, GRADDIFF, optim)
+    for name, solved, optim in (("adamw", GRADDIFF, ADAMW), ("soul", GRADDIFF, soul()), ("alternating", APART, soul())):
+        spent = trained(tiny_lm(), tmp_path / name, solved, optim)
         assert spent["parameter_bytes"] == size
         found[name] = spent["optimizer_state_bytes"]
     assert found == {"adamw": 2 * size + 4 * tensors, "soul": 2 * size, "alternating": 4 * size}

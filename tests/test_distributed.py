@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from multiprocessing.connection import Connection
@@ -24,19 +27,21 @@ from runs import TINY, finish, numbers, only_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from soul_cli.core import cost, distributed
+from soul_cli.core import cost, distributed, interrupt
 from soul_cli.core.cache import Cache
 from soul_cli.core.files import read_lines
+from soul_cli.core.run_folder import RunFolder
 from soul_cli.core.screen import bar
-from soul_cli.core.types import Prompted, UserError
+from soul_cli.core.types import Metric, Prompted, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import evaluate
 from soul_cli.experiment.models import save
-from soul_cli.experiment.run import WORK, run
+from soul_cli.experiment.run import run
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import IU
@@ -51,9 +56,11 @@ CASES = {
     "adamw": ["optim=adamw"],
     "soul": ["optim=soul", "optim.hessian_every=2"],
     "soul, rho given": ["optim=soul", "optim.rho=1", "optim.unclipped_share=null", "optim.hessian_data=forget"],
-    "soul, alternating": ["optim=soul", "optim.hessian_every=2", "optim.mode=alternating"],
+    "soul, alternating": ["optim=soul", "optim.hessian_every=2", "combine=alternating"],
     "soul_released": ["optim=soul_released"],
+    "soul, kl": ["optim=soul", "optim.hessian_every=2", "retain=kl"],
     "muon": ["optim=muon", "method=finetune"],
+    "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }
 
 # --- two processes that are started once -------------------------------------------------------------------
@@ -246,7 +253,9 @@ def rows(count: int, seed: int) -> list[Prompted]:
 
 # 7 rows in micro-batches of 3, 2 a step: 3 + 3, then a single row, of which an alternating phase gives one process none
 FORGET, RETAIN = rows(7, seed=1), rows(11, seed=2)
-REFERENCE = [-8.0 - i for i in range(7)]
+VALUES = {"answer": [torch.full((len(r.answers[0]),), -1.0 - i / 9, dtype=torch.float64) for i, r in enumerate(FORGET)]}
+LENGTHS = [len(r.answers[0]) for r in RETAIN]
+STATES = {"answer": [(torch.arange(32.0 * n).view(-1, 32) + i).sin().double() for i, n in enumerate(LENGTHS)]}
 Trained = tuple[list[dict[str, Any]], dict[str, Tensor], list[tuple[float, int]]]
 
 
@@ -277,8 +286,18 @@ def settings(case: str) -> RunConfig:
     return compose([*COMMON, *CASES[case], "train.checkpoint_steps=2"])
 
 
-def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **options: bool) -> Trained:
-    """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers."""
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def train(
+    model: Path, work: Path, case: str, parallel: str, stop: int = 0, end: Callable[[], None] = interrupted,
+    **options: bool,
+) -> Trained:  # fmt: skip
+    """-> records, weights, and the (number, label) pairs that the curvature drew, in order of the numbers.
+
+    stop: the step after which `end` is called.
+    """
     config = settings(case)
     lm, drawn, sample = load(model), [], curvature.sample_labels
 
@@ -289,15 +308,16 @@ def train(model: Path, work: Path, case: str, parallel: str, stop: int = 0, **op
 
     def progress(done: int, total: int, record: dict[str, float]) -> None:
         if done == stop:
-            raise KeyboardInterrupt
+            end()
 
-    data = TrainData(lambda epoch: FORGET, RETAIN, REFERENCE)
+    forget, retain = Rows({"answer": FORGET}, values=VALUES), Rows({"answer": RETAIN}, states=STATES)
+    data = TrainData(lambda epoch: forget, retain)
     sharded = parallel == "fsdp" and distributed.world() > 1
     accelerator = distributed.start([])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "sample_labels", recorded)
         options |= {"sharded": sharded}
-        trainer = Trainer(lm, data, config.method, config.optim, config.train, 3, accelerator, **options)
+        trainer = Trainer(lm, data, config.problem, config.optim, config.train, 3, accelerator, **options)
         records = trainer.train(work, progress)
     save(lm, encoder(model), work / "model")
     labels = sorted(pair for some in distributed.everyone(drawn) for pair in some)
@@ -347,7 +367,7 @@ def influence(model: Path, solver: str) -> tuple[dict[str, Any], dict[str, Tenso
     changed = ["method.validation_share=0.3", "method.cg_steps=4", "method.hessian_every=2", "method.tolerance=1"]
     config = compose(["method=iu", f"method.solver={solver}", *changed, "train.epochs=2", "train.batch_size=3"])
     assert isinstance(config.method, IU)
-    lm, data = load(model), TrainData(lambda epoch: FORGET, RETAIN)
+    lm, data = load(model), TrainData(lambda epoch: Rows({"answer": FORGET}), Rows({"answer": RETAIN}))
     run = Influence(lm, data, config.method, config.train, 3, distributed.start([]))
     (record,) = run.unlearn(lambda done, total, what: None)
     return record, lm.state_dict()
@@ -395,6 +415,28 @@ def test_stopped_run_goes_on(pair: Pair, model: Path, tmp_path: Path, case: str,
     assert len(resumed[2]) < len(whole[2]) or not whole[2]  # it did not begin anew
 
 
+def signal_to_rank_1() -> None:
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def stopped_by_signal(model: Path, work: Path, parallel: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interrupt._state, "received", 0)  # and afterwards again
+        with pytest.raises(interrupt.Stopped) as stop, interrupt.listening():
+            train(model, work, "adamw", parallel, 3, signal_to_rank_1)
+    return str(stop.value)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_a_signal_to_one_process_stops_all_after_the_same_step(
+    pair: Pair, model: Path, tmp_path: Path, parallel: str
+) -> None:
+    said = pair(stopped_by_signal, model, tmp_path, parallel)
+    assert said == ["stopped by SIGUSR1 after step 3 of 4; the same command goes on"] * 2
+    assert len(json.loads((tmp_path / "checkpoint" / "state.json").read_text())["records"]) == 3
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_sharded_checkpoint_is_read_by_one_process(pair: Pair, model: Path, tmp_path: Path) -> None:
     one = train(model, tmp_path / "one", "soul", "ddp")
@@ -435,6 +477,76 @@ def test_evaluation_gives_every_row_once_in_order(
     for two in pair(evaluated, chosen, model, tmp_path / "two", limit):
         for a, b in zip(one, two, strict=True):
             assert_close(b, a)
+
+
+def write_everything(path: Path) -> list[Any]:
+    """Each writer of a run folder, given what tells the rank; what the readers then say."""
+    rank, folder = distributed.rank(), RunFolder(path)
+    config = {"task": {"name": "t"}, "method": {"name": "m"}, "seed": rank, "target_seed": rank}
+    folder.write_config(config)
+    folder.write_epochs([{"epoch": rank}])
+    weights = folder.work / f"weights{rank}"
+    weights.mkdir(exist_ok=True)
+    folder.write_trained(weights, [{"step": rank}], {"epoch": rank})
+    folder.keep_model()
+    folder.write_rows({"this_run": [{"index": rank}]})
+    folder.write_metrics("key", config, "m", {"this_run": {"a": Metric(rank, 1, "up", "")}}, {}, {}, [])
+    answers = [folder.epochs_so_far(), folder.is_trained(), folder.is_finished("key", with_model=True), folder.models()]
+    folder.tidy()
+    return answers
+
+
+def test_rank_0_alone_writes_a_run_folder(pair: Pair, tmp_path: Path) -> None:
+    answers = pair(write_everything, tmp_path / "run")
+    assert answers[0] == answers[1] == [[{"epoch": 0}], True, True, {"this_run": {"a": Metric(0, 1, "up", "")}}]
+    read = {p.name: p.read_text() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert read.keys() == {"config.yaml", "environment.json", "epochs.jsonl", "train.jsonl", "rows.jsonl",
+                           "metrics.json"}  # fmt: skip
+    assert read["rows.jsonl"] == '{"index": 0}\n'
+    assert json.loads(read["metrics.json"])["seed"] == 0
+    assert json.loads(read["metrics.json"])["epoch_eval"] == {"epoch": 0}
+    assert {p.name for p in (tmp_path / "run").iterdir() if p.is_dir()} == {"model"}
+    acts = {k: v for k, v in vars(RunFolder).items() if k.startswith(("write", "keep", "clear", "tidy"))}
+    assert len(acts) == 8
+    assert all(hasattr(act, "__wrapped__") for act in acts.values())  # each of them, the next one too
+
+
+def alive_at_evaluation(model: Path, work: Path, parallel: str) -> list[int]:
+    """How many of the trained model's parameters and optimizers are in memory when the next model is loaded."""
+    left: list[int] = []
+    trained: list[weakref.ref[Any]] = []
+
+    def watch(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        trained.extend(map(weakref.ref, [self, *self.params, *(phase.optimizer for phase in self.phases)]))
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        gc.disable()  # none by chance
+        lm = plain(*args, **kwargs)
+        left.append(sum(ref() is not None for ref in trained))
+        gc.enable()
+        return lm
+
+    init, plain = Trainer.__init__, models.AutoModelForCausalLM.from_pretrained
+    config = compose([
+        "model=hub", f"model.path={model}", f"task.target_model={model}", "method=graddiff", "optim=adamw",
+        "model.dtype=float64", "train.precision=no", "train.epochs=1", "train.batch_size=8", f"parallel={parallel}",
+        f"cache_dir={work / 'cache'}", f"output_dir={work / 'out'}", "eval.limit=1", "eval.max_total=120",
+        f"task.source={work.parent / 'data'}", "task.template=plain", "model.max_length=256",
+    ])  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "__init__", watch)
+        patch.setattr(models.AutoModelForCausalLM, "from_pretrained", look)
+        run(config)
+    return left
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_trained_model_is_gone_when_evaluation_begins(pair: Pair, model: Path, tmp_path: Path, parallel: str) -> None:
+    write_layout(tmp_path / "data", generate_authors(11, seed=7))
+    for left in pair(alive_at_evaluation, model, tmp_path / "run", parallel):
+        assert len(left) >= 2
+        assert set(left) == {0}
 
 
 WIDE = ["model.dtype=float64", *(f"{at}train.precision=no" for at in ("", "model.base.", "model.finetune."))]
@@ -494,7 +606,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 def test_run_whose_process_dies_ends_and_goes_on(data: Path, alone: Path, tmp_path: Path) -> None:
     arguments = ["-m", "soul_cli.cli", *command(data, alone, f"output_dir={tmp_path}")]
     process, deadline = launch(*arguments), time.monotonic() + 240
-    while not list(tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")):
+    while not list(tmp_path.glob("*/*/work/checkpoint/state.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)

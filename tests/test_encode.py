@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from soul_cli.core.types import UserError
+from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, TEMPLATES
 
@@ -160,6 +161,33 @@ def test_length_limit_counts_prompt_answer_and_eos(tokenizer: Any):
     assert Encoder(tokenizer, "plain", size).pair("Who?", "Paula.")
     with pytest.raises(UserError, match=rf"'Who\?'.* take {size} tokens, model.max_length is {size - 1}"):
         Encoder(tokenizer, "plain", size - 1).pair("Who?", "Paula.")
+
+
+@pytest.mark.parametrize("template", PROMPTS)
+def test_lengths_are_those_of_what_is_encoded(template: str, any_tokenizer: Any):
+    encoder = Encoder(any_tokenizer, template, 1000, system="Be {brief}.")
+    items = [QA(question, answer) for question in (QUESTION, "", "Où ça ?") for answer in (ANSWER, " x", "😀")]
+    assert encoder.pair_lengths(items) == [len(encoder.pair(qa.question, qa.answer)) for qa in items]
+    texts = [qa.answer for qa in items]
+    assert encoder.text_lengths(texts) == [len(encoder.text(text)) for text in texts]
+
+
+def test_lengths_of_more_than_are_taken_at_a_time(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("soul_cli.data.encode.MEASURED", 2)
+    encoder = Encoder(tokenizer, "plain", 4)  # their limit is no matter here
+    assert encoder.pair_lengths([]) == []
+    sizes = encoder.pair_lengths([QA("Who?", "a" * n) for n in range(1, 6)])
+    assert [b - a for a, b in pairwise(sizes)] == [1] * 4
+
+
+def test_an_answer_of_no_token_is_refused():
+    backend = byte_level()
+    backend.normalizer = normalizers.Replace("\u200b", "")
+    encoder = Encoder(wrap(backend), "llama2", 100)
+    assert encoder.pair_lengths([QA("Who?", "\u200bShe.")])
+    for answer in ("\u200b", " "):
+        with pytest.raises(UserError, match=r"the answer '.+' to the question 'Who\?' has no token"):
+            encoder.pair_lengths([QA("Who?", "She."), QA("Who?", answer)])
 
 
 def test_what_a_tokenizer_must_have(tokenizer: Any):

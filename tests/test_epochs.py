@@ -16,11 +16,11 @@ from soul_cli.core.files import read_lines, write_text
 from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.generator import generate_authors
-from soul_cli.evaluate.metrics import kept, nearness
+from soul_cli.evaluate.metrics import nearness, retention
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
-from soul_cli.experiment.epochs import chosen
-from soul_cli.experiment.run import WORK, run
+from soul_cli.experiment.epochs import best_line
+from soul_cli.experiment.run import run
 from soul_cli.tasks import copyright_metrics, tofu_metrics
 from soul_cli.tasks.tofu import TOFU
 
@@ -85,26 +85,26 @@ def test_resumed_training_sees_the_same_weights_between_epochs(tiny_lm: MakeLM, 
 # --- the rule ----------------------------------------------------------------------------------------------
 
 
-def test_kept_and_nearness_by_hand() -> None:
-    assert (kept(0.4, 0.8), kept(0.9, 0.8), kept(0.0, 0.0)) == (0.5, 1.0, 1.0)
+def test_retention_and_nearness_by_hand() -> None:
+    assert (retention(0.4, 0.8), retention(0.9, 0.8), retention(0.0, 0.0)) == (0.5, 1.0, 1.0)
     # floor 0.2, original 1: half-way down, there, half-way below, nothing, no change
     assert [nearness(x, 0.2, 1.0) for x in (0.6, 0.2, 0.1, 0.0, 1.0)] == pytest.approx([0.5, 1, 0.5, 0, 0])
     assert (nearness(0.0, 0.0, 0.0), nearness(0.1, 0.0, 0.0)) == (1.0, 0.0)
 
 
 def models(**columns: tuple[float, float, float]) -> dict[str, dict[str, Metric]]:
-    """metric=(original, retain-trained, this run); D is that of forget_quality."""
+    """metric=(original, retain-trained, this run)."""
     out: dict[str, dict[str, Metric]] = {"original": {}, "retain_trained": {}, "this_run": {}}
     for name, values in columns.items():
         for some, x in zip(out.values(), values, strict=True):
-            some[name] = Metric(x, 1, "", "", extra={"D": x} if name == "forget_quality" else {})
+            some[name] = Metric(x, 1, "", "")
     return out
 
 
 def test_tofu_score_by_hand() -> None:
     some = models(
         retain_rougeL=(1, 1, 0.5), real_authors_acc=(0.5, 0.5, 0.5), world_facts_acc=(0.5, 0.5, 0.25),
-        forget_quality=(0.9, 0, 0.4), forget_rougeL=(1, 0.2, 0.6),
+        forget_quality_D=(0.9, 0, 0.4), forget_rougeL=(1, 0.2, 0.6),
     )  # fmt: skip
     assert tofu_metrics.selection_score(some) == pytest.approx(4 / (1 / 0.5 + 1 / 0.75 + 1 / 0.6 + 1 / 0.5))
     with pytest.raises(KeyError, match="retain_trained"):
@@ -121,8 +121,8 @@ def test_copyright_score_by_hand() -> None:
 
 def test_the_best_is_the_earliest_of_equals_and_never_epoch_0() -> None:
     lines = [{"epoch": e, "score": s} for e, s in ((0, 0.9), (1, 0.3), (2, 0.5), (3, 0.5))]
-    assert chosen(lines) is lines[2]
-    assert chosen([{"epoch": 0, "score": 0.4}, {"epoch": 1, "score": 0.0}])["epoch"] == 1
+    assert best_line(lines) is lines[2]
+    assert best_line([{"epoch": 0, "score": 0.4}, {"epoch": 1, "score": 0.0}])["epoch"] == 1
 
 
 @pytest.mark.parametrize("overrides", [["every=0"], ["limit=0", "every=1"], ["select=best"], ["select=first"]])
@@ -159,7 +159,7 @@ def ran(place: Path, name: str, *more: str) -> Path:
     where = [f"task.source={place / 'data'}", f"cache_dir={place / 'cache'}", f"output_dir={place / name}"]
     short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1"]
     steps = ["model.base.train.checkpoint_steps=99", "model.finetune.train.checkpoint_steps=99"]
-    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=120", *more]))
+    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=100", *more]))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -237,4 +237,4 @@ def test_best_epoch_is_evaluated_in_full(place: Path, monkeypatch: pytest.Monkey
     assert (saved["epoch_eval"]["epoch"], saved["epoch_eval"]["score"]) == (2, 0.8)
     assert values(lines(folder)[1]["metrics"]) == values(saved["models"]["this_run"])
     assert values(lines(folder)[2]["metrics"]) != values(saved["models"]["this_run"])
-    assert not (folder / WORK).exists()
+    assert not (folder / "work").exists()

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from soul_cli.core.files import read_lines
+from soul_cli.core.files import read_lines, write_lines
 from soul_cli.core.types import Prompted
+from soul_cli.evaluate import abilities, decoding
 from soul_cli.evaluate.generate import greedy
 from soul_cli.evaluate.likelihood import Scored, recited, score
-from soul_cli.experiment.evaluation import write_rows
 from soul_cli.models.answer_model import AnswerModel
 
 GROUPS = [
@@ -128,6 +128,29 @@ def test_greedy_stops_at_every_eos(lm: Any, monkeypatch: pytest.MonkeyPatch):
     assert {1, 2, 3} < set(kept)
 
 
+class Played:
+    """In the place of a GPU's recording of a step: the step itself."""
+
+    def __init__(self, rows: decoding.Recorded):
+        self.rows = rows
+
+    def replay(self) -> None:
+        self.rows.logits = self.rows._step()
+
+
+def test_recorded_steps_give_the_same_answers(lm: Any, monkeypatch: pytest.MonkeyPatch):
+    free, taken = expected(lm, None), []
+    monkeypatch.setattr(decoding.Recorded, "_record", lambda rows: (taken.append(len(rows.ids)), Played(rows))[1])
+    monkeypatch.setattr(abilities, "ways", lambda device: (decoding.Recorded,))
+    options = {"most_new": up_to(MAX_TOTAL), "budget": 1000}
+    assert greedy(lm, PROMPTS, ends=(), **options) == free
+    for eos in {t for answer in free for t in answer[:8]}:
+        cut = [answer[: answer.index(eos)] if eos in answer else answer for answer in free]
+        assert greedy(lm, PROMPTS, ends={eos}, **options) == cut
+    assert abilities.abilities(lm).decoding is decoding.Recorded
+    assert {8, 4} < set(taken)
+
+
 def test_first_token_is_the_arg_max_after_the_prompt(lm: Any):
     first = [int(lm(torch.tensor([p])).logits[0, -1].argmax()) for p in PROMPTS]
     room_for_one = [greedy(lm, [p], ends=(), most_new=[1], budget=99)[0] for p in PROMPTS]
@@ -189,5 +212,5 @@ def test_nothing_is_recited_where_the_answer_was_scored_behind_other_ids():
 )
 def test_rows_come_back_as_they_were_written(tmp_path: Path, text: str):
     rows = [{"split": "forget", "generation": text, "nll": 0.1}, {"split": "retain", "correct": [1, 0]}]
-    write_rows(tmp_path / "rows.jsonl", rows)
+    write_lines(tmp_path / "rows.jsonl", rows)
     assert read_lines(tmp_path / "rows.jsonl") == rows

@@ -15,13 +15,14 @@ import torch
 
 from soul_cli.core.cache import Cache
 from soul_cli.core.types import Metric, Row, UserError
-from soul_cli.evaluate import general
+from soul_cli.evaluate import general, lm_tasks
 from soul_cli.evaluate.general import FILES, ZERO_SHOT, LmEvalConfig
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.context import Context
 from soul_cli.tasks import general_metrics, tofu_metrics
 
+LOCAL_TASKS = Path(general.__file__).parent / "lm_tasks"
 needs_lm_eval = pytest.mark.skipif(general.find_spec("lm_eval") is None, reason="the extra 'lm-eval' is not installed")
 
 
@@ -43,7 +44,7 @@ MISTAKES = [
     (["limit=0"], ["eval.lm_eval.limit=0", "1 or more", "null"]),
     (["batch_size=0"], ["eval.lm_eval.batch_size=0", "1 or more"]),
     (["max_length=1"], ["eval.lm_eval.max_length=1", "2 or more"]),
-    (["tasks=piqa"], ["eval.lm_eval.tasks"]),
+    (["tasks=null"], ["eval.lm_eval.tasks"]),
     (["tasks=[piqa]", "include_path=/nowhere"], ["eval.lm_eval.include_path=/nowhere", "folder"]),
     (["tasks=[general]", "data_dir=/nowhere"], ["eval.lm_eval.data_dir=/nowhere", "wikitext-2-raw/test.jsonl"]),
 ]
@@ -70,7 +71,7 @@ def test_general_stands_for_eleven_tasks() -> None:
     names = settings(tasks=["piqa", "general", "lambada_openai"]).names()
     assert set(names) == {*eleven, "lambada_openai"}
     assert len(names) == 12
-    assert {p.stem for p in general.LOCAL_TASKS.glob("[a-z]*.yaml")} == eleven
+    assert {p.stem for p in LOCAL_TASKS.glob("[a-z]*.yaml")} == eleven
 
 
 @pytest.mark.usefixtures("pretended")
@@ -96,6 +97,35 @@ def test_identity_follows_content_not_paths(tmp_path: Path) -> None:
     assert compose(run).identity() == compose(again).identity() != compose(["eval.limit=null"]).identity()
 
 
+# --- local documents ---------------------------------------------------------------------------------------
+
+
+def test_local_documents_in_any_form(tmp_path: Path) -> None:
+    rows = [{"question": "Où?", "choices": ["a", "b"], "label": 1}, {"question": "Who?", "choices": ["c"], "label": 0}]
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    for text in ("\ufeff" + lines, lines.replace("\n", "\r\n\r\n"), json.dumps(rows, indent=1)):
+        (tmp_path / "test.jsonl").write_text(text, encoding="utf-8")
+        assert lm_tasks.read(str(tmp_path / "test.jsonl"))["test"].to_list() == rows
+    (tmp_path / "wiki.jsonl").write_bytes('{"text": " = One = \\n"}\n{"text": ""}\n{"text": " é \\n"}'.encode("utf-16"))
+    assert lm_tasks.articles(str(tmp_path / "wiki.jsonl"))["test"].to_list() == [{"page": " = One = \n \n é \n"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n", "no document in it"),
+        (b'{"q": 1}\n{"q": "\xe9"}', r"line 2: not UTF-8"),
+        (b'{"q": 1}\n{"q": "\\ud83d"}', r"line 2: field 'q' has half a surrogate pair"),
+        (b'{"q": 1, "a": 2}\n{"q": 1}', r"line 2: field 'a' is missing \(other documents have it\)"),
+        (b'{"q": 1}\n{"q": ', r"line 2: not JSON"),
+    ],
+)
+def test_bad_documents_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "test.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"test\.jsonl.*{message}"):
+        lm_tasks.read(str(tmp_path / "test.jsonl"))
+
+
 # --- rows -> metrics ---------------------------------------------------------------------------------------
 
 
@@ -118,7 +148,7 @@ ROWS = [
 
 
 def test_rows_to_metrics_by_hand() -> None:
-    out = general_metrics.summarise([{"split": "forget"}, *ROWS])
+    out, _ = general_metrics.summarise([{"split": "forget"}, *ROWS])
     assert {k: v.value for k, v in out.items()} == {
         "wikitext_word_ppl": 20, "wikitext_bits_per_byte": 0.9, "arc_easy_acc": 0.5, "arc_easy_acc_norm": 0.6,
         "piqa_acc": 0.7, "truthfulqa_mc1": 0.25, "truthfulqa_mc2": 0.375, "gsm8k_exact_match_strict": 0.2,
@@ -141,8 +171,8 @@ def test_rows_to_metrics_by_hand() -> None:
 
 
 def test_without_lm_eval_there_are_no_metrics() -> None:
-    assert general_metrics.summarise([{"split": "forget"}]) == {}
-    assert "zero_shot_acc" not in general_metrics.summarise([ROWS[0]])
+    assert general_metrics.summarise([{"split": "forget"}]) == ({}, {})
+    assert "zero_shot_acc" not in general_metrics.summarise([ROWS[0]])[0]
 
 
 def test_the_task_does_not_see_the_rows_of_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +278,7 @@ def test_all_eleven_tasks(lm: Any, tokenizer: Any, documents: str, capfd: pytest
     assert {tuple(r["metrics"]) for r in rows} == {
         ("word_perplexity", "byte_perplexity", "bits_per_byte"), ("acc", "acc_norm"), ("acc",)
     }  # fmt: skip
-    assert set(general_metrics.HEADLINE) <= set(general_metrics.summarise(rows))
+    assert set(general_metrics.HEADLINE) <= set(general_metrics.summarise(rows)[0])
     assert capfd.readouterr() == ("", "")
 
 
@@ -297,7 +327,7 @@ def test_word_perplexity_of_a_uniform_model(lm: Any, tokenizer: Any, documents: 
 @torch.no_grad()
 def test_truthfulqa_from_log_likelihoods_of_our_own(lm: Any, tokenizer: Any, documents: str) -> None:
     """MC1: the true answer is the likeliest; MC2: the true answers' share of the probability."""
-    prompt = (general.LOCAL_TASKS / "truthfulqa_mc1.yaml").read_text().split("|-\n")[1].split("\ndoc_to_choice")[0]
+    prompt = (LOCAL_TASKS / "truthfulqa_mc1.yaml").read_text().split("|-\n")[1].split("\ndoc_to_choice")[0]
     prompt = re.sub("^  ", "", prompt, flags=re.MULTILINE)
 
     def logp(question: str, answer: str) -> float:
@@ -342,11 +372,7 @@ def test_perplexity_is_that_of_lm_eval_and_survives_a_destroyed_model() -> None:
 def mine(documents: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of task files: two tasks, a group of both with a mean, one task whose data cannot be had."""
     folder = tmp_path_factory.mktemp("mine")
-    base = (
-        (general.LOCAL_TASKS / "piqa.yaml")
-        .read_text()
-        .replace("_choice.yaml", str(general.LOCAL_TASKS / "_choice.yaml"))
-    )
+    base = (LOCAL_TASKS / "piqa.yaml").read_text().replace("_choice.yaml", str(LOCAL_TASKS / "_choice.yaml"))
     base = base.replace("{version: 1.0}", f"{{version: 7, path: {documents}/{FILES['piqa']}}}")
     for name in ("first", "second"):
         (folder / f"{name}.yaml").write_text(base.replace("task: piqa", f"task: my_{name}"))

@@ -74,10 +74,12 @@ def near(value: float) -> object:
 
 
 def test_forget_quality(full, retain90):
-    quality = summary(full, retain90)["forget_quality"]
+    metrics = summary(full, retain90)
+    quality, distance = metrics["forget_quality"], metrics["forget_quality_D"]
     assert quality.value == near(1.834066410994743e-21)
-    assert quality.extra["D"] == near(119 / 300)  # 0.3966667
-    assert (quality.n, quality.extra["n_retain"]) == (300, 300)
+    assert distance.value == near(119 / 300)  # 0.3966667
+    assert (quality.n, distance.n) == (300, 300)
+    assert "retain-trained one (300 questions)" in quality.definition
 
 
 def test_forget_quality_would_differ_with_the_arithmetic_mean(full, retain90):
@@ -87,8 +89,8 @@ def test_forget_quality_would_differ_with_the_arithmetic_mean(full, retain90):
 
 
 def test_retain_trained_model_against_itself_is_indistinguishable(retain90):
-    quality = summary(retain90, retain90)["forget_quality"]
-    assert (quality.value, quality.extra["D"]) == (1.0, 0.0)
+    metrics = summary(retain90, retain90)
+    assert (metrics["forget_quality"].value, metrics["forget_quality_D"].value) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

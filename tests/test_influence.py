@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from test_train import config
+from test_train import GRADDIFF, answered, config
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.types import Batch, Prompted, UserError
 from soul_cli.data.batches import collate
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.methods import IU, GradDiff, Solver
+from soul_cli.objective.edit import IU, Solver
 from soul_cli.optim import curvature
-from soul_cli.optim.build import HessianData, Mode, SoulConfig
-from soul_cli.train.influence import Influence, Logits, Objective, conjugate_gradient, line_search, split
+from soul_cli.optim.build import HessianData, SoulConfig
+from soul_cli.train.influence import Influence, Logits, MeanCE, conjugate_gradient, line_search, split
 from soul_cli.train.loop import TrainData, Trainer
 
 CPU = Accelerator(cpu=True)
@@ -57,8 +57,8 @@ def rows(count: int, seed: int) -> list[Prompted]:
     return [Prompted(ids(3), (ids(4),)) for _ in range(count)]
 
 
-def objective(lm: Any) -> Objective:
-    return Objective(AnswerModel(lm), torch.device("cpu"), "no")
+def objective(lm: Any) -> MeanCE:
+    return MeanCE(AnswerModel(lm), torch.device("cpu"), "no")
 
 
 def flat(tensors: Any) -> Tensor:
@@ -174,7 +174,7 @@ def test_a_step_by_hand(monkeypatch: pytest.MonkeyPatch):
     """
     monkeypatch.setattr(curvature, "sample_labels", lambda logits, u: torch.zeros(len(logits), dtype=torch.long))
     lm, row = Linear(torch.ones(1, 1), 2), Prompted((0,), ((0,),))
-    data = TrainData(lambda epoch: [row] * 4, [row] * 4)
+    data = TrainData(lambda epoch: answered([row] * 4), answered([row] * 4))
     wanted = method(damping=1.0, first_scale=1.0, tolerance=0.7)
     (record,) = Influence(lm, data, wanted, config(batch_size=1), 0, CPU).unlearn(lambda done, total, what: None)
     assert lm.head.weight.flatten().tolist() == pytest.approx([-0.5, 0.5])
@@ -270,7 +270,7 @@ def test_line_search_without_an_admissible_step():
 
 
 def unlearn(lm: Any, seed: int = 3, forget: Any = None, retain: Any = None, **changed: Any) -> tuple[Any, Influence]:
-    data = TrainData(lambda epoch: forget or rows(8, 1), retain or rows(12, 2))
+    data = TrainData(lambda epoch: answered(forget or rows(8, 1)), answered(retain or rows(12, 2)))
     run = Influence(lm, data, method(**changed), config(), seed, CPU)
     (record,) = run.unlearn(lambda done, total, what: None)
     return record, run
@@ -320,11 +320,12 @@ def test_split():
 
 @pytest.mark.parametrize(("n", "accumulation", "every"), [(8, 1, 2), (7, 2, 3), (5, 1, 1)])
 def test_as_many_estimates_as_a_run_with_soul(n: int, accumulation: int, every: int):
-    settings, data = config(accumulation=accumulation), TrainData(lambda epoch: rows(n, 1), rows(12, 2))
+    settings = config(accumulation=accumulation)
+    data = TrainData(lambda epoch: answered(rows(n, 1)), answered(rows(12, 2)))
     soul = SoulConfig(
         "soul", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-15, rho=1.0, unclipped_share=None,
-        hessian_every=every, hessian_data=HessianData.both, mode=Mode.joint,
+        hessian_every=every, hessian_data=HessianData.both,
     )  # fmt: skip
-    trainer = Trainer(tiny(), data, GradDiff("graddiff", 1.0), soul, settings, 0, CPU)
-    estimates = sum(trainer._curvature(i) is not None for i in range(trainer.total))
+    trainer = Trainer(tiny(), data, GRADDIFF, soul, settings, 0, CPU)
+    estimates = sum(trainer._curvature(soul.curvature, i) is not None for i in range(trainer.total))
     assert Influence(tiny(), data, method(hessian_every=every), settings, 0, CPU).estimates == estimates

@@ -109,6 +109,17 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
         kernel.library.cache_clear()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_cannot_be_used_is_said_once():
+    kernel.on_gpu.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no triton that works") as warned:
+            assert kernel.on_gpu() is kernel.on_gpu() is None
+        assert len(warned) == 1
+    finally:
+        kernel.on_gpu.cache_clear()
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_shares_are_even_and_cover_every_coordinate_once(n):
     tensors = [torch.zeros(size) for size in (5, 11, 0, 1)]

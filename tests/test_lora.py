@@ -11,11 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from soul_cli.core.types import Prompted, UserError
+from soul_cli.data.rows import Rows
 from soul_cli.experiment.config import compose
 from soul_cli.models import load as models
 from soul_cli.models.adapters import LoRA
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.methods import Finetune
+from soul_cli.objective.methods import finetuning
 from soul_cli.train.loop import TrainData, Trainer
 
 ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),))]
@@ -29,10 +30,8 @@ def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..
     assert all("lora_" in n for n in trained)
     assert not any("lm_head" in n or "embed" in n for n in trained)
     config = compose(["optim=adamw", "optim.lr=0.01", "train.epochs=3", "train.warmup=0"])
-    data = TrainData(forget=None, retain=ROWS)
-    Trainer(lm, data, Finetune("finetune"), config.optim, config.train, 0, Accelerator()).train(
-        tmp_path, lambda *a: None
-    )
+    data = TrainData(forget=None, retain=Rows({"answer": ROWS}))
+    Trainer(lm, data, finetuning(), config.optim, config.train, 0, Accelerator()).train(tmp_path, lambda *a: None)
 
     weight = plain.model.layers[0].self_attn.q_proj.weight
     layer = lm.model.layers[0].self_attn.q_proj
@@ -60,8 +59,8 @@ def test_adapters_beside_4_bit_weights_are_merged_into_whole_ones(tiny_lm: Calla
     assert type(lm.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     adapters = lora.attach(lm, seed=0)
     config = compose(["optim=soul", "optim.lr=0.01", "train.epochs=3", "train.warmup=0"])
-    data = TrainData(forget=None, retain=ROWS)
-    trainer = Trainer(lm, data, Finetune("finetune"), config.optim, config.train, 0, Accelerator())
+    data = TrainData(forget=None, retain=Rows({"answer": ROWS}))
+    trainer = Trainer(lm, data, finetuning(), config.optim, config.train, 0, Accelerator())
     losses = [r["loss_retain"] for r in trainer.train(tmp_path, lambda *a: None)]
     assert losses[-1] < losses[0]
     weight = models.load(ref, "cpu").model.layers[0].self_attn.q_proj.weight

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_train import ADAMW, CPU, FORGET, GRADDIFF, RELEASED, RETAIN, config, silent, soul, weights
+from test_train import ADAMW, APART, CPU, FORGET, GRADDIFF, RELEASED, RETAIN, answered, config, silent, soul, weights
 from torch import Tensor, nn
 
 from soul_cli.core.types import UserError
 from soul_cli.experiment.config import compose
-from soul_cli.optim.build import Mode, Optim
+from soul_cli.objective.methods import Problem
+from soul_cli.optim.build import Optim
 from soul_cli.optim.master import Masters
 from soul_cli.train.loop import TrainData, Trainer
 
 MakeLM = Callable[..., Any]
-OPTIMS = {
-    "adamw": ADAMW,
-    "soul": soul(every=1),
-    "soul, alternating": soul(Mode.alternating, every=2),
-    "soul_released": RELEASED,
+OPTIMS: dict[str, tuple[Optim, Problem]] = {
+    "adamw": (ADAMW, GRADDIFF),
+    "soul": (soul(every=1), GRADDIFF),
+    "soul, alternating": (soul(every=2), APART),
+    "soul_released": (RELEASED, GRADDIFF),
 }
 
 
-def trainer(lm: Any, optim: Optim, *, master_weights: bool = True, stop: int = 0, **options: bool) -> Trainer:
+def trainer(
+    lm: Any, case: tuple[Optim, Problem], *, master_weights: bool = True, stop: int = 0, **options: bool
+) -> Trainer:
     settings = config(master_weights=master_weights, warmup=0.0)
-    return Trainer(lm, TrainData(lambda epoch: FORGET, RETAIN), GRADDIFF, optim, settings, 3, CPU, **options)
+    data = TrainData(lambda epoch: answered(FORGET), answered(RETAIN))
+    optim, solved = case
+    return Trainer(lm, data, solved, optim, settings, 3, CPU, **options)
 
 
-def trained(lm: Any, work: Path, optim: Optim, **options: bool) -> tuple[list[dict[str, Any]], Tensor]:
-    records = trainer(lm, optim, **options).train(work, silent)
+def trained(lm: Any, work: Path, case: tuple[Optim, Problem], **options: bool) -> tuple[list[dict[str, Any]], Tensor]:
+    records = trainer(lm, case, **options).train(work, silent)
     return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records], weights(lm)
 
 
@@ -64,7 +70,7 @@ def test_model_without_checkpointing_is_named(tiny_lm: MakeLM):
     lm = tiny_lm()
     lm.supports_gradient_checkpointing = False
     with pytest.raises(UserError, match="activation_checkpointing=true: LlamaForCausalLM"):
-        trainer(lm, ADAMW, activation_checkpointing=True)
+        trainer(lm, OPTIMS["adamw"], activation_checkpointing=True)
 
 
 # --- master weights ----------------------------------------------------------------------------------------
@@ -97,11 +103,11 @@ def test_only_bfloat16_has_masters():
 @pytest.mark.parametrize("name", ["adamw", "soul", "soul_released"])
 def test_small_steps_on_bfloat16_weights_add_up(tiny_lm: MakeLM, tmp_path: Path, name: str):
     """At lr 1e-6 no weight of size 1e-2 moves in bfloat16.  Its master goes as far as a float32 weight does."""
-    optim = OPTIMS[name]
+    optim, solved = OPTIMS[name]
     far = {}
     for kind in ("float32", "masters", "bfloat16"):
         lm = tiny_lm(torch.float32 if kind == "float32" else torch.bfloat16)
-        run = trainer(lm, type(optim)(**vars(optim) | {"lr": 1e-6}), master_weights=kind == "masters")
+        run = trainer(lm, (replace(optim, lr=1e-6), solved), master_weights=kind == "masters")
         begun = [p.detach().double() for p in run.params]
         run.train(tmp_path / kind, silent)
         states = run.phases[0].optimizer.state.values()

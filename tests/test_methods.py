@@ -1,60 +1,57 @@
-"""Unlearning objectives by hand.  Two answers: log-probabilities -6 and -3 over 3 and 2 tokens, so CE = 9/5."""
+"""Terms of the objective by hand.  Two answers: log-probabilities -6 and -3 over 3 and 2 tokens, so CE = 9/5."""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from soul_cli.core.types import UserError
-from soul_cli.objective.methods import (
-    GA,
-    IU,
-    METHODS,
-    NPO,
-    PO,
-    Answers,
-    Counts,
-    Finetune,
-    GradDiff,
-    InputBased,
-    Normalize,
-    NoUnlearning,
-    Solver,
-)
+from soul_cli.experiment.config import compose
+from soul_cli.objective.combine import COMBINES, Alternating, Sum
+from soul_cli.objective.edit import IU, Solver
+from soul_cli.objective.forget import GA, NPO, PO, Finetune, Normalize
+from soul_cli.objective.methods import METHODS, problem, usual_retain
+from soul_cli.objective.perturb import PERTURBS, Unperturbed
+from soul_cli.objective.retain import CE, KL, RETAINS, NoRetain
+from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Normalise, Term
 
-CE = 9 / 5
-ALL = Counts(rows=2, tokens=5)
+NLL = 9 / 5
+BY_TOKEN, BY_ROW = Counts(rows=2, tokens=5), Counts(rows=2, tokens=5, normalise=Normalise.row)
 LN2, LN3 = math.log(2), math.log(3)
-GRADDIFF, PREFERENCE = GradDiff("graddiff", 0.3), PO("po", 1.0)
+ASCENT, PREFERENCE, KEPT = GA("ga"), PO("po"), CE("ce", 1.0)
 
 
 def negative_po(beta: float, normalize: Normalize = Normalize.sum) -> NPO:
-    return NPO("npo", retain_weight=2.0, beta=beta, normalize=normalize)
+    return NPO("npo", beta=beta, normalize=normalize)
 
 
 def two_answers(shift: tuple[float, float] = (0.0, 0.0)) -> Answers:
-    """shift: policy minus reference, each."""
-    logps = torch.tensor([-6.0, -3.0], dtype=torch.float64, requires_grad=True)
-    return Answers(logps, torch.tensor([3, 2]), logps.detach() - torch.tensor(shift, dtype=torch.float64))
+    """shift: policy minus reference, each; spread over the tokens, of which the first has most."""
+    values = torch.tensor([-4.0, -1.0, -1.0, -2.0, -1.0], dtype=torch.float64, requires_grad=True)
+    owner, tokens = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([3, 2])
+    reference = values.detach() - torch.tensor([shift[0], 0, 0, 0, shift[1]], dtype=torch.float64)
+    return Answers(values, owner, tokens, reference=reference)
 
 
-@pytest.mark.parametrize(("method", "loss"), [(GA("ga"), -CE), (GRADDIFF, -CE), (PREFERENCE, CE)])
-def test_forget_loss_is_plus_or_minus_cross_entropy(method, loss):
-    assert method.forget_loss(two_answers(), ALL).item() == pytest.approx(loss, rel=1e-12)
+def gradient(term: Term, answers: Answers, step: Counts) -> list[float]:
+    """By the summed log-probability of each answer, which its tokens share."""
+    term.loss(answers, step).backward()
+    assert answers.values.grad is not None
+    return [answers.values.grad[0].item(), answers.values.grad[4].item()]
 
 
-@pytest.mark.parametrize("method", [Finetune("finetune"), GRADDIFF, PREFERENCE, negative_po(0.1)])
-def test_retain_loss_is_cross_entropy_whatever_the_method(method):
-    answers = two_answers()
-    loss = method.retain_loss(answers, ALL)
-    loss.backward()
-    assert loss.item() == pytest.approx(CE, rel=1e-12)
-    assert answers.logps.grad.tolist() == pytest.approx([-1 / 5, -1 / 5])  # lower loss = likelier answers
+@pytest.mark.parametrize(("term", "loss"), [(ASCENT, -NLL), (PREFERENCE, NLL), (KEPT, NLL)])
+def test_a_loss_is_plus_or_minus_cross_entropy(term: Term, loss: float):
+    assert term.loss(two_answers(), BY_TOKEN).item() == pytest.approx(loss, rel=1e-12)
+    rows = (6 / 3 + 3 / 2) / 2
+    assert term.loss(two_answers(), BY_ROW).item() == pytest.approx(math.copysign(rows, loss), rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("method", "shift", "loss"),
+    ("term", "shift", "loss"),
     [
         (negative_po(0.1), (0, 0), 20 * LN2),  # (2/b) ln 2, whatever the policy
         (negative_po(1.0), (LN3, 0), (2 * math.log(1 + 3) + 2 * LN2) / 2),
@@ -62,62 +59,81 @@ def test_retain_loss_is_cross_entropy_whatever_the_method(method):
         (negative_po(1.0, Normalize.mean), (0, -2 * LN3), (2 * LN2 + 2 * math.log(1 + 1 / 3)) / 2),
     ],
 )
-def test_npo_forget_loss(method, shift, loss):
-    assert method.forget_loss(two_answers(shift), ALL).item() == pytest.approx(loss, rel=1e-12)
+def test_npo(term: Term, shift: tuple[float, float], loss: float):
+    for step in (BY_TOKEN, BY_ROW):  # a mean over answers either way
+        assert term.loss(two_answers(shift), step).item() == pytest.approx(loss, rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("method", "gradient"),
+    ("term", "expected"),
     [
-        (GA("ga"), [1 / 5, 1 / 5]),  # descent lowers the log-probabilities
-        (GRADDIFF, [1 / 5, 1 / 5]),
+        (ASCENT, [1 / 5, 1 / 5]),  # descent lowers the log-probabilities
         (PREFERENCE, [-1 / 5, -1 / 5]),  # the refusals become likelier
+        (KEPT, [-1 / 5, -1 / 5]),
         (negative_po(1.0), [2 * 3 / 4 / 2, 2 * 1 / 2 / 2]),  # 2 sigmoid(shift) / rows
         (negative_po(1.0, Normalize.mean), [2 * 3**0.5 / (1 + 3**0.5) / 3 / 2, 2 * 1 / 2 / 2 / 2]),  # 1/tokens more
     ],
 )
-def test_sign_and_size_of_the_forget_gradient(method, gradient):
-    answers = two_answers((LN3 * 1.5, 0) if getattr(method, "normalize", 0) is Normalize.mean else (LN3, 0))
-    method.forget_loss(answers, ALL).backward()
-    assert answers.logps.grad.tolist() == pytest.approx(gradient)
+def test_sign_and_size_of_the_gradient(term: Term, expected: list[float]):
+    answers = two_answers((LN3 * 1.5, 0) if getattr(term, "normalize", 0) is Normalize.mean else (LN3, 0))
+    assert gradient(term, answers, BY_TOKEN) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("method", [GA("ga"), GRADDIFF, PREFERENCE, negative_po(0.1), negative_po(0.1, Normalize.mean)])
-def test_micro_batches_of_unequal_size_add_up_to_the_whole(method):
-    logps, tokens = torch.tensor([-6.0, -3.0, -9.0]), torch.tensor([3, 2, 7])
-    whole = Answers(logps, tokens, logps + 1)
-    parts = [Answers(x.logps[i], x.tokens[i], x.reference[i]) for x in [whole] for i in (slice(1), slice(1, 3))]
-    counts = Counts(rows=3, tokens=12)
-    for term in (method.forget_loss, method.retain_loss):
-        torch.testing.assert_close(sum(term(p, counts) for p in parts), term(whole, counts))
+def test_rows_weigh_alike_where_they_should():
+    assert gradient(KEPT, two_answers(), BY_ROW) == pytest.approx([-1 / 3 / 2, -1 / 2 / 2])
+
+
+@pytest.mark.parametrize("normalise", Normalise)
+@pytest.mark.parametrize("term", [ASCENT, PREFERENCE, KEPT, negative_po(0.1), negative_po(0.1, Normalize.mean)])
+def test_micro_batches_of_unequal_size_add_up_to_the_whole(term: Term, normalise: Normalise):
+    sizes = [3, 2, 7]
+    values = -torch.arange(1.0, 13.0, dtype=torch.float64) / 4
+    reference = values + torch.arange(12.0, dtype=torch.float64).sin()
+
+    def answers(first: int, last: int) -> Answers:
+        some = sizes[first:last]
+        at = slice(sum(sizes[:first]), sum(sizes[:last]))
+        owner = torch.repeat_interleave(torch.arange(len(some)), torch.tensor(some))
+        return Answers(values[at], owner, torch.tensor(some), reference=reference[at])
+
+    step = Counts(rows=3, tokens=12, normalise=normalise)
+    parts = term.loss(answers(0, 1), step) + term.loss(answers(1, 3), step)
+    torch.testing.assert_close(parts, term.loss(answers(0, 3), step))
 
 
 def test_sum_and_mean_agree_on_one_token_answers():
-    logps = torch.tensor([-1.0, -2.0])
-    answers = Answers(logps, torch.tensor([1, 1]), logps - 0.5)
-    losses = [negative_po(0.5, n).forget_loss(answers, Counts(2, 2)) for n in Normalize]
+    values = torch.tensor([-1.0, -2.0])
+    answers = Answers(values, torch.arange(2), torch.tensor([1, 1]), reference=values - 0.5)
+    losses = [negative_po(0.5, n).loss(answers, Counts(2, 2)) for n in Normalize]
     assert losses[0] == losses[1]
 
 
-def test_each_method_says_what_the_loop_has_to_provide():
-    flags = ("trains", "one_shot", "uses_forget", "uses_retain", "learns_refusal", "uses_reference", "prompts")
-    said = {name: [flag for flag in flags if getattr(method, flag)] for name, method in METHODS.items()}
-    both = ["trains", "uses_forget", "uses_retain"]
-    assert said == {
-        "none": ["uses_forget", "uses_retain"],
-        "input_based": ["uses_forget", "uses_retain", "prompts"],
-        "finetune": ["trains", "uses_retain"],
-        "ga": ["trains", "uses_forget"],
-        "graddiff": both,
-        "po": [*both, "learns_refusal"],
-        "npo": [*both, "uses_reference"],
-        "iu": ["trains", "one_shot", "uses_forget", "uses_retain"],
-    }
+# --- KL ----------------------------------------------------------------------------------------------------
 
 
-def test_the_optimizer_is_for_methods_that_take_many_steps():
-    every = [NoUnlearning("none"), InputBased("input_based"), influence(), Finetune("finetune"), GA("ga"), GRADDIFF]
-    assert [m.optimizes for m in every] == [False, False, False, True, True, True]
+def test_kl_by_hand():
+    """p' = (1/2, 1/2), p = (1/4, 3/4): 1/2 ln 2 + 1/2 ln 2/3.  Logits count up to a constant."""
+    now, before = torch.tensor([[0.0, LN3]]), torch.tensor([[7.0, 7.0]])
+    value = KL("kl", 1.0).token(Logits(now, torch.tensor([1]), before))
+    assert value.item() == pytest.approx(0.5 * LN2 + 0.5 * math.log(2 / 3))
+
+
+def test_kl_is_that_of_torch_and_nothing_at_the_reference():
+    torch.manual_seed(0)
+    now, before = torch.randn(2, 6, 11, dtype=torch.float64).unbind()
+    targets = torch.zeros(6, dtype=torch.long)
+    found = KL("kl", 1.0).token(Logits(now, targets, before))
+    expected = F.kl_div(now.log_softmax(-1), before.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(found, expected)
+    moved = before.clone().requires_grad_()
+    at_start = KL("kl", 1.0).token(Logits(moved, targets, before))
+    at_start.sum().backward()
+    assert at_start.abs().max() < 1e-15
+    assert moved.grad is not None
+    assert moved.grad.abs().max() < 1e-15  # the least there is
+
+
+# --- methods and what goes with them -----------------------------------------------------------------------
 
 
 def influence(**changed: float) -> IU:
@@ -136,30 +152,66 @@ def test_scales_of_influence_unlearning(first: float, last: float, ratio: float,
     assert influence(first_scale=first, last_scale=last, scale_ratio=ratio).scales == pytest.approx(scales)
 
 
-def test_every_method_has_a_config_file_and_no_other_does():
-    folder = Path(__file__).resolve().parents[1] / "configs" / "method"
-    assert {p.stem for p in folder.glob("*.yaml")} == set(METHODS)
+def test_every_group_has_its_config_files_and_no_other():
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    for group, registry in {"method": METHODS, "retain": RETAINS, "combine": COMBINES, "perturb": PERTURBS}.items():
+        assert {p.stem for p in (folder / group).glob("*.yaml")} == set(registry)
 
 
-def test_weight_is_the_retain_weight_or_one():
-    plain = [NoUnlearning("none"), InputBased("input_based"), Finetune("finetune"), GA("ga")]
-    assert [m.weight for m in plain] == [1.0] * 4
-    assert [m.weight for m in (GRADDIFF, PREFERENCE, negative_po(0.1))] == [0.3, 1.0, 2.0]
-    assert GradDiff("graddiff", 0.0).weight == 0.0
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_brings_its_usual_retain_term(method: str):
+    assert compose([f"method={method}", "model=hub", "model.path=x"]).retain.name == usual_retain(method)
 
 
-@pytest.mark.parametrize("make", [GradDiff, PO, lambda n, w: NPO(n, w, 0.1, Normalize.sum)])
-def test_negative_retain_weight_is_refused(make):
-    with pytest.raises(UserError, match=r"retain_weight=-0.1: must be 0 or more"):
-        make("method", -0.1)
+@pytest.mark.parametrize(
+    ("overrides", "title"),
+    [
+        (["method=npo"], "npo"),
+        (["method=ga"], "ga"),
+        (["method=ga", "retain=ce"], "ga+ce"),
+        (["method=npo", "retain=kl", "combine=alternating"], "npo+kl+alternating"),
+        (["method=none", "retain=kl"], "none"),
+        (["method=iu", "combine=alternating"], "iu"),
+    ],
+)
+def test_a_title_names_what_is_unusual(overrides: list[str], title: str):
+    config = compose(overrides)
+    assert config.title == title
+    loop = {"retain", "combine", "perturb", "optim"}
+    assert loop & config.identity().keys() == (loop if config.optimizes else set())  # no effect, no part of the key
+
+
+def test_a_problem_has_the_kinds_that_are_run():
+    summed, apart, here = Sum("sum"), Alternating("alternating"), Unperturbed("none")
+    both = problem(ASCENT, CE("ce", 0.3), summed, here)
+    assert (both.kinds, both.weight, both.steps) == (Kinds.both, 0.3, [Kinds.both])
+    assert problem(ASCENT, CE("ce", 0.3), apart, here).steps == [Kinds.forget, Kinds.retain]
+    alone = problem(ASCENT, NoRetain("none"), summed, here)
+    assert (alone.kinds, alone.weight, alone.steps) == (Kinds.forget, 1.0, [Kinds.forget])
+    unweighted = problem(ASCENT, CE("ce", 0.0), apart, here)  # its rows are left out
+    assert (unweighted.kinds, unweighted.steps) == (Kinds.forget, [Kinds.forget])
+    tuned = problem(Finetune("finetune"), CE("ce", 5.0), summed, here)
+    assert (tuned.kinds, tuned.weight) == (Kinds.retain, 1.0)
+
+
+@pytest.mark.parametrize("make", [CE, KL])
+def test_negative_retain_weight_is_refused(make: type):
+    with pytest.raises(UserError, match=r"retain.weight=-0.1: must be 0 or more"):
+        make("name", -0.1)
 
 
 @pytest.mark.parametrize("beta", [0.0, -0.1])
-def test_beta_must_be_positive(beta):
+def test_beta_must_be_positive(beta: float):
     with pytest.raises(UserError, match=f"beta={beta}: must be above 0"):
         negative_po(beta)
 
 
-def test_finetune_has_no_forget_term():
+def test_finetune_has_no_loss():
     with pytest.raises(NotImplementedError, match="finetune"):
-        Finetune("finetune").forget_loss(two_answers(), ALL)
+        Finetune("finetune").loss(two_answers(), BY_TOKEN)
+
+
+def test_answers_by_name():
+    answers = Answers(torch.zeros(3), torch.tensor([0, 1, 1]), torch.tensor([1, 2]), which=("refusal", "answer"))
+    assert answers.named("answer").tolist() == [False, True]
+    assert isinstance(answers.sums(), Tensor)

@@ -79,6 +79,21 @@ def test_extraction_strength_and_exact_memorization(correct, strength, exact):
     assert m.exact_memorization(correct) == exact
 
 
+@pytest.mark.parametrize(
+    ("correct", "strength"),
+    [
+        ([1, 1, 1], 1),
+        ([0, 0], 1 / 2),  # its search ends at the last token, correct or not
+        ([1, 0, 1, 1], 2 / 4),
+        ([1, 1, 1, 0], 1 / 4),
+        ([0, 1], 1 / 2),
+        ([0], 1),
+    ],
+)
+def test_extraction_strength_of_open_unlearning(correct, strength):
+    assert m.extraction_strength_ou(correct) == strength
+
+
 # --- membership, by hand -----------------------------------------------------------------------------------
 
 
@@ -342,8 +357,8 @@ ONE_ARRAY = [m.probability, m.harmonic_mean, m.bootstrap, lambda x: m.min_k(x, 5
 TWO_ARRAYS = [m.ks_test, m.auroc, m.auroc_released]
 
 
-@pytest.mark.parametrize(("bad", "message"), [([], "empty"), ([1, math.nan], "1 values"), ([math.inf], "finite")])
-def test_empty_and_non_finite_input_are_errors(bad, message):
+@pytest.mark.parametrize(("bad", "message"), [([], "empty"), ([1, math.nan], "1 values that are NaN")])
+def test_empty_input_and_nan_are_errors(bad, message):
     for metric in ONE_ARRAY:
         with pytest.raises(ValueError, match=message):
             metric(bad)
@@ -357,7 +372,9 @@ def test_empty_and_non_finite_input_are_errors(bad, message):
                 metric(right, wrong)
 
 
-@pytest.mark.parametrize("metric", [m.extraction_strength, m.exact_memorization, m.nearest_is_first])
+@pytest.mark.parametrize(
+    "metric", [m.extraction_strength, m.extraction_strength_ou, m.exact_memorization, m.nearest_is_first]
+)
 def test_empty_sequences_are_errors(metric):
     with pytest.raises(ValueError):
         metric([])

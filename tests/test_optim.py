@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
+from test_train import ASCENT, solving
 from torch import nn
 
 from soul_cli.core.types import UserError
-from soul_cli.objective.methods import GA, GradDiff
+from soul_cli.objective.combine import Alternating
+from soul_cli.objective.forget import GA
+from soul_cli.objective.term import Kinds
 from soul_cli.optim import curvature as curvature_module
 from soul_cli.optim.build import (
     OPTIMS,
     AdamW,
     HessianData,
     Lion,
-    Mode,
     Muon,
     Optim,
     Signum,
@@ -37,7 +39,7 @@ LR, WD = 0.01, 0.1
 def soul(**changes) -> SoulConfig:
     fields = {
         "beta1": 0.9, "beta2": 0.95, "eps": 1e-15, "rho": 0.5, "unclipped_share": None, "hessian_every": 2,
-        "hessian_data": HessianData.both, "mode": Mode.joint,
+        "hessian_data": HessianData.both,
     }  # fmt: skip
     return SoulConfig("soul", LR, WD, **fields | changes)
 
@@ -46,7 +48,6 @@ CONFIGS: dict[str, Optim] = {
     "adamw": AdamW("adamw", LR, WD, 0.9, 0.999, 1e-8),
     "soul": soul(),
     "soul_calibrated": soul(rho=None, unclipped_share=0.3),
-    "soul_alternating": soul(rho=None, unclipped_share=0.3, mode=Mode.alternating),
     "soul_released": SoulReleasedConfig("soul_released", LR, WD, 0.9, 0.95, 0.04, 5120),
     "signum": Signum("signum", LR, WD, 0.9),
     "lion": Lion("lion", LR, WD, 0.9, 0.99),
@@ -114,11 +115,24 @@ def test_soul_by_hand():
     assert optimizer.stats["rho"] == 0.5
 
 
-def test_first_estimate_starts_h_and_later_ones_are_averaged():
+def test_h_is_the_mean_of_few_estimates_and_starts_where_there_is_one():
     p, optimizer = one_parameter(1, 1)
-    for estimate, h in ([[0.0, 4.0], [0.0, 4.0]], [[20.0, 0.0], [1.0, 3.8]]):  # 0.95 h + 0.05 estimate
+    for estimate, h in (
+        ([0.0, 4.0], [0.0, 4.0]),
+        ([20.0, 0.0], [20.0, 2.0]),  # 20: the first that is not 0; (4 + 0) / 2
+        ([8.0, 5.0], [16.0, 3.0]),  # a third of the way
+    ):
         optimizer.update_hessian({p: torch.tensor(estimate)})
         assert optimizer.state[p]["h"].tolist() == pytest.approx(h)
+
+
+def test_many_estimates_are_a_moving_average():
+    p, optimizer = one_parameter(1, betas=(0.9, 0.75))
+    expected = 0.0
+    for k in range(1, 9):
+        optimizer.update_hessian({p: torch.tensor([float(k)])})
+        expected += (k - expected) * max(1 / k, 0.25)
+        assert optimizer.state[p]["h"].item() == pytest.approx(expected)
 
 
 def test_soul_needs_a_curvature_before_its_first_step():
@@ -134,7 +148,8 @@ def slow_soul(theta: float, grads: list[float], estimates: dict[int, float], *, 
     for t, g in enumerate(grads):
         m = 0.9 * m + 0.1 * g
         if t in estimates:
-            h = estimates[t] if t == 0 else 0.95 * h + 0.05 * estimates[t]
+            k = 1 + t // 2  # this is the k-th
+            h += max(1 / k, 0.05) * (estimates[t] - h)
         update = m / max(rho * h, 1e-15)
         theta = theta * (1 - 0.01 * wd) - 0.01 * min(1, max(-1, update))
     return theta
@@ -148,7 +163,7 @@ def test_soul_equals_a_loop_over_coordinates():
     estimates = {t: [x.square() for x in random_like(params, 1000 + t)] for t in steps if t % 2 == 0}
     optimizer = soul().build(parameter_groups(model, WD))
     advance(optimizer, params, steps)
-    assert 0.2 < optimizer.stats["unclipped_share"] < 0.8  # both kinds of coordinate are there
+    assert 0.2 < optimizer.stats["unclipped_share"] < 0.9  # both kinds of coordinate are there
     for k, p in enumerate(params):
         slow = [
             slow_soul(
@@ -177,13 +192,14 @@ def test_calibrated_rho_leaves_the_asked_share_unclipped(share):
     params = list(model.parameters())
     optimizer = soul(rho=None, unclipped_share=share).build(parameter_groups(model, WD))
     n = sum(p.numel() for p in params)
-    for t in (0, 2, 4):
-        advance(optimizer, params, range(t, t + 1))  # a step with an estimate: rho is set
-        assert abs(optimizer.stats["unclipped_share"] - share) <= 1.01 / n
-        rho = optimizer.stats["rho"]
-        assert {g["rho"] for g in optimizer.param_groups} == {rho}
-        advance(optimizer, params, range(t + 1, t + 2))  # one without: rho stays
-        assert optimizer.stats["rho"] == rho
+    for t in range(16):
+        before = optimizer.stats.get("rho")
+        advance(optimizer, params, range(t, t + 1))
+        found = t < 10 or t % 2 == 0  # beta1 = 0.9: m grows for ten steps; every second step has an estimate
+        assert (optimizer.stats["rho"] != before) is found
+        if found:
+            assert abs(optimizer.stats["unclipped_share"] - share) <= 1.01 / n
+        assert {g["rho"] for g in optimizer.param_groups} == {optimizer.stats["rho"]}
 
 
 def test_calibration_by_hand_and_without_coordinates_that_do_not_move():
@@ -317,7 +333,8 @@ def bare_trainer(config: Optim, model: nn.Module) -> Trainer:
     trainer = Trainer.__new__(Trainer)
     trainer.params = list(model.parameters())
     trainer.masters = unmastered(model)
-    trainer.phases = build_phases(GradDiff("graddiff", 2.0), config, model, trainer.masters)
+    trainer.phases = build_phases(solving(GA("graddiff"), 2.0), config, model, trainer.masters)
+    trainer.memory = {}
     return trainer
 
 
@@ -408,20 +425,23 @@ def test_bad_momentum_is_refused():
         Signum("signum", 0.1, 0.0, 1.0)
 
 
-def test_alternating_mode_has_two_optimizers_and_the_weight_acts_on_the_rate():
-    model, method = toy(), GradDiff("graddiff", 2.0)
-    forget, retain = build_phases(method, CONFIGS["soul_alternating"], model, unmastered(model))
-    assert (forget.forget, forget.retain, forget.lr, forget.retain_weight) == (True, False, LR, 1)
-    assert (retain.forget, retain.retain, retain.lr, retain.retain_weight) == (False, True, 2 * LR, 1)
+def test_alternating_steps_have_an_optimizer_each_and_the_weight_acts_on_the_rate():
+    model, solved = toy(), solving(GA("graddiff"), 2.0, Alternating("alternating"))
+    forget, retain = build_phases(solved, CONFIGS["soul"], model, unmastered(model))
+    assert (forget.kinds, forget.lr) == (Kinds.forget, LR)
+    assert (retain.kinds, retain.lr) == (Kinds.retain, 2 * LR)
     assert forget.optimizer is not retain.optimizer
+    decays = [[g["weight_decay"] for g in p.optimizer.param_groups] for p in (forget, retain)]
+    assert max(decays[0]) == WD  # once a step
+    assert max(decays[1]) == 0
 
 
-def test_joint_mode_and_one_term_methods_have_one_phase():
+def test_sums_and_methods_of_one_term_have_one_phase():
     model = toy()
-    (joint,) = build_phases(GradDiff("graddiff", 2.0), CONFIGS["soul"], model, unmastered(model))
-    assert (joint.forget, joint.retain, joint.lr, joint.retain_weight) == (True, True, LR, 2)
-    (ascent,) = build_phases(GA("ga"), CONFIGS["soul_alternating"], model, unmastered(model))
-    assert (ascent.forget, ascent.retain, ascent.lr) == (True, False, LR)
+    (joint,) = build_phases(solving(GA("graddiff"), 2.0), CONFIGS["soul"], model, unmastered(model))
+    assert (joint.kinds, joint.lr) == (Kinds.both, LR)
+    (ascent,) = build_phases(ASCENT, CONFIGS["soul"], model, unmastered(model))
+    assert (ascent.kinds, ascent.lr) == (Kinds.forget, LR)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -14,7 +14,7 @@ import torch
 from soul_cli.core.types import QA, UserError
 from soul_cli.experiment.config import compose
 from soul_cli.models.load import count_parameters
-from soul_cli.objective.methods import Finetune
+from soul_cli.objective.methods import finetuning
 from soul_cli.planning.memory import LiveBytes
 from soul_cli.planning.plan import Planner, fits, gpus, outlook
 from soul_cli.planning.stages import Stage, architecture, flops, stage_of, stages
@@ -89,8 +89,8 @@ def test_stages_by_hand(count: int, rows: int):
 
 def test_phases_of_their_own_have_smaller_batches():
     rows = ((10, 10),) * 4
-    joint, apart = (compose(["optim=soul", "train.batch_size=4", f"optim.mode={m}"]) for m in ("joint", "alternating"))
-    a, b = (stage_of("", c.method, c.optim, c.train, rows, rows, seed=0, gpus=1) for c in (joint, apart))
+    joint, apart = (compose(["optim=soul", "train.batch_size=4", f"combine={c}"]) for c in ("sum", "alternating"))
+    a, b = (stage_of("", c.problem, c.optim, c.train, rows, rows, seed=0, gpus=1) for c in (joint, apart))
     assert (len(a.rows), len(b.rows)) == (8, 4)
     assert a.tokens == b.tokens
 
@@ -101,7 +101,7 @@ def test_flops_by_hand():
 
     def stage(optim: str, *more: str) -> Stage:
         config = compose([f"optim={optim}", *more])
-        return Stage("", Finetune("finetune"), config.optim, config.train, 1, 90, 100, ())
+        return Stage("", finetuning(), config.optim, config.train, 1, 90, 100, (), 0)
 
     assert flops(stage("adamw"), 7, **options) == 6 * 7 * 100
     assert flops(stage("soul"), 7, **options) == pytest.approx(6.4 * 7 * 100)
@@ -126,7 +126,9 @@ def test_flops_by_hand():
         ["optim=soul", "train.accumulation=2", "train.batch_size=2"],
         ["optim=soul", "activation_checkpointing=true"],
         ["optim=soul", "model.dtype=bfloat16", "train.precision=bf16"],
-        ["optim=soul", "optim.mode=alternating"],
+        ["optim=soul", "combine=alternating"],
+        ["optim=adamw", "retain=kl"],
+        ["optim=soul", "retain=kl"],
         ["optim=soul", LORA],
         ["optim=lion"],
     ],

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_runs import ORIGINAL, write_run
+from report_runs import ORIGINAL, write_epochs, write_run
 
-from soul_cli.core.types import UserError
+from soul_cli.core.run_folder import RunFolder
+from soul_cli.core.types import Metric, UserError
 from soul_cli.report import render
 from soul_cli.report.cli import Out, arguments, main, report
 from soul_cli.report.comparable import check_comparable, notes
 from soul_cli.report.layout import LAYOUTS, Column, Group, Layout, layout_of
 from soul_cli.report.paper import read_paper
 from soul_cli.report.read import find_runs, unfinished
-from soul_cli.report.tables import Cell, beside_paper, caption, grid, long_csv, long_table, marks, wide_csv
+from soul_cli.report.tables import Cell, beside_paper, caption, grid, long_csv, marks, tabulate, wide_csv
 from soul_cli.tasks import copyright_metrics, tofu_metrics
 
 TOFU = LAYOUTS["tofu"]
@@ -35,19 +36,38 @@ def three_rows(root: Path) -> None:
 
 def test_mean_sd_and_n(tmp_path: Path) -> None:
     three_rows(tmp_path)
-    long = long_table(find_runs([tmp_path])).set_index(["method", "optim", "metric"])
-    row = long.loc["npo", "soul", "forget_rougeL"]
-    assert (row["mean"], row["sd"], row["median"]) == (pytest.approx(0.2), pytest.approx(0.1), 0.2)
-    assert (row["n"], row["questions"], row["goal"]) == (3, 80, "retain")
-    assert long.loc["npo", "soul", "displacement"]["mean"] == 2.0  # of the last step
-    assert long.loc["npo", "soul", "forget_quality_D"]["mean"] == 0.25
-    costs = long.sort_index().loc["npo", "soul"]["mean"]
-    assert costs["unlearn_seconds"] == 11.0  # 10, 11 and 12: seeds 0 to 2
-    assert (costs["unlearn_peak_mb"], costs["optimizer_state_mb"], costs["evaluate_seconds"]) == (100.0, 20.0, 5.0)
-    assert ("original", "", "unlearn_seconds") not in long.index
-    assert list(dict.fromkeys(k[:2] for k in long.index)) == [
+    table = tabulate(find_runs([tmp_path]))
+    own = table["npo", "soul"]
+    cell = own["forget_rougeL"]
+    assert (cell.mean, cell.sd, cell.values) == (pytest.approx(0.2), pytest.approx(0.1), (0.1, 0.2, 0.3))
+    assert cell.metric is not None
+    assert (cell.metric.n, cell.goal) == (80, "retain")
+    assert own["displacement"].mean == 2.0  # of the last step
+    assert own["unlearn_seconds"].mean == 11.0  # 10, 11 and 12: seeds 0 to 2
+    assert [own[k].mean for k in ("unlearn_peak_mb", "optimizer_state_mb", "evaluate_seconds")] == [100.0, 20.0, 5.0]
+    assert "unlearn_seconds" not in table["original", ""]
+    assert list(table) == [
         ("original", ""), ("retain-trained", ""), ("ga", "adamw"), ("npo", "adamw"), ("npo", "soul"),
     ]  # fmt: skip
+
+
+def test_the_distance_of_an_older_folder_is_read_as_a_metric(tmp_path: Path) -> None:
+    """Version 0.1 wrote D into the `extra` of forget_quality, in metrics.json and epochs.jsonl."""
+    folder = write_run(tmp_path, 0, 0.1, "method=npo", "optim=soul")
+    write_epochs(folder, [0.9, 0.5], [0.9, 0.8])
+    old = {"value": 0.01, "n": 80, "goal": "up", "definition": "d", "ci95": None, "extra": {"D": 0.25, "n_retain": 80}}
+    content = json.loads((folder / "metrics.json").read_text())
+    content["models"]["this_run"]["forget_quality"] = old
+    (folder / "metrics.json").write_text(json.dumps(content))
+    epochs = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    for line in epochs:
+        line["metrics"]["forget_quality"] = {k: v for k, v in old.items() if k not in ("goal", "definition")}
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs))
+    (run,) = find_runs([tmp_path])
+    distance = run.metrics["this_run"]["forget_quality_D"]
+    assert (distance.value, distance.n, distance.goal) == (0.25, 80, "down")
+    assert run.epochs[1]["forget_quality_D"].value == 0.25
+    assert RunFolder(folder).models()["this_run"]["forget_quality_D"] == distance
 
 
 def test_a_method_without_an_optimizer_is_a_row_a_solver(tmp_path: Path) -> None:
@@ -55,10 +75,9 @@ def test_a_method_without_an_optimizer_is_a_row_a_solver(tmp_path: Path) -> None
     for seed, rouge in enumerate((0.1, 0.3)):
         write_run(tmp_path, seed, rouge, "method=iu", "optim=lion" if seed else "optim=soul")
     write_run(tmp_path, 0, 0.4, "method=iu", "method.solver=cg")
-    long = long_table(find_runs([tmp_path])).set_index(["method", "optim", "metric"])
-    row = long.loc["iu", "diagonal", "forget_rougeL"]
-    assert (row["mean"], row["n"]) == (pytest.approx(0.2), 2)
-    assert long.loc["iu", "cg", "forget_rougeL"]["mean"] == pytest.approx(0.4)
+    table = tabulate(find_runs([tmp_path]))
+    assert table["iu", "diagonal"]["forget_rougeL"].values == (0.1, 0.3)
+    assert table["iu", "cg"]["forget_rougeL"].values == (0.4,)
     text = report(arguments([str(tmp_path)]))
     assert (text.count("| iu | diagonal | 2 |"), text.count("| iu | cg | 1 |")) == (1, 1)
 
@@ -68,7 +87,7 @@ def test_markdown(tmp_path: Path) -> None:
     runs = find_runs([tmp_path])
     layout = Layout((Group("Forget", "forget", (Column("forget_rougeL", "R"), Column("absent", "A"))),
                      Group("Retain", "retain", (Column("retain_acc", "Acc"),))), ())  # fmt: skip
-    text = render.markdown(grid(long_table(runs), layout, caption(runs, layout), ["look_here"], brief=True))
+    text = render.markdown(grid(tabulate(runs), layout, caption(runs, layout), ["look_here"], brief=True))
     lines = text.splitlines()
     assert "80 forget, 80 retain questions; judge rougeL. Mean ± sd over n unlearning seeds (0, 1, 2)" in lines[0]
     assert lines[3:10] == [
@@ -85,11 +104,8 @@ def test_markdown(tmp_path: Path) -> None:
 
 def marked(goal: str, **values: float) -> dict[str, str]:
     names = {"original": "original", "floor": "retain-trained"}
-    lines = [
-        {"method": names.get(k, k), "optim": "", "metric": "x", "goal": goal, "mean": v} for k, v in values.items()
-    ]
-    long = pd.DataFrame(lines)
-    return {k: m for k, m in zip(values, marks(long), strict=True) if m}
+    column = {(names.get(k, k), ""): Cell((v,), Metric(v, 1, goal, "")) for k, v in values.items()}
+    return {method: mark for (method, _), mark in marks(column).items()}
 
 
 @pytest.mark.parametrize(
@@ -111,9 +127,9 @@ def test_marks(goal: str, values: dict[str, float], expected: dict[str, str]) ->
 
 
 def test_a_cell_shows_its_sd_as_fine_as_its_mean() -> None:
-    assert Cell(0.25, 3e-17).text == "0.250 ± 0.000"
-    assert Cell(2e-9, 3e-10).text == "2e-09 ± 3e-10"
-    assert Cell(0.0).text == "0.000"
+    assert Cell((0.25, 0.25 + 6e-17)).text == "0.250 ± 0.000"
+    assert Cell((2e-9 - 3e-10, 2e-9, 2e-9 + 3e-10)).text == "2e-09 ± 3e-10"
+    assert Cell((0.0,)).text == "0.000"
 
 
 # --- what may stand in one table ---------------------------------------------------------------------------
@@ -146,10 +162,11 @@ def test_other_questions_or_definitions_are_refused(tmp_path: Path, key: str, va
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_two_settings_under_one_name_are_refused(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("setting", ["optim.lr=0.5", "retain.weight=7"])
+def test_two_settings_under_one_name_are_refused(tmp_path: Path, seed: int, setting: str) -> None:
     write_run(tmp_path, 0, 0.1)
-    write_run(tmp_path, seed, 0.2, "optim.lr=0.5")
-    with pytest.raises(UserError, match=r"other settings: optim\.lr differs"):
+    write_run(tmp_path, seed, 0.2, setting)
+    with pytest.raises(UserError, match=rf"other settings: {setting.split('=')[0]} differs"):
         check_comparable(find_runs([tmp_path]))
 
 
@@ -219,22 +236,26 @@ def test_layouts_have_a_column_for_every_headline_metric() -> None:
 
 def test_csv(tmp_path: Path) -> None:
     three_rows(tmp_path)
-    long = long_table(find_runs([tmp_path]))
-    rows = list(csv.DictReader(io.StringIO(wide_csv(long, TOFU))))
+    table = tabulate(find_runs([tmp_path]))
+    rows = list(csv.DictReader(io.StringIO(wide_csv(table, TOFU))))
     assert [r["n"] for r in rows] == ["1", "1", "1", "1", "3"]
     assert (rows[4]["forget_rougeL"], rows[4]["forget_rougeL_sd"], rows[3]["forget_rougeL_sd"]) == ("0.2", "0.1", "")
-    read = pd.read_csv(io.StringIO(long_csv(long, TOFU, read_paper("tofu"))), keep_default_na=False)
+    read = pd.read_csv(io.StringIO(long_csv(table, TOFU, read_paper("tofu"))), keep_default_na=False)
     acc = read[(read.method == "npo") & (read.optim == "soul") & (read.metric == "retain_acc")].iloc[0]
     assert (acc["mean"], acc["mark"], acc["paper"]) == (0.7, "best", "0.8125")
+    rouge = read[(read.method == "npo") & (read.optim == "soul") & (read.metric == "forget_rougeL")].iloc[0]
+    assert (rouge["sd"], rouge["median"], rouge["n"], rouge["questions"]) == ("0.1", 0.2, 3, "80")
 
 
 def test_paper_stands_beside_ours_in_our_units(tmp_path: Path) -> None:
     three_rows(tmp_path)
-    beside = beside_paper(long_table(find_runs([tmp_path])), TOFU, read_paper("tofu"))
+    beside = beside_paper(tabulate(find_runs([tmp_path])), TOFU, read_paper("tofu"))
     at = [h.metric for h in beside.heads].index("retain_acc")
     lines = {(x.method, x.optim): x for x in beside.lines}
-    assert lines["npo", "soul"].cells[at] == Cell(pytest.approx(0.7), pytest.approx(0), "best")
-    assert lines["npo", "soul"].cells[at + 1] == Cell(pytest.approx(0.8125))
+    ours, theirs = lines["npo", "soul"].cells[at : at + 2]
+    assert ours is not None
+    assert (ours.values, ours.mark) == ((0.7, 0.7, 0.7), "best")
+    assert theirs == Cell((pytest.approx(0.8125),))  # type: ignore[arg-type]
     assert lines["retain-trained", ""].cells[at + 1] is None
     assert lines["po", "soul"].cells[at] is None  # the paper has it, we do not
     assert "another model" in beside.notes[0]
@@ -265,9 +286,9 @@ def test_latex_compiles(tmp_path: Path) -> None:
         pytest.skip("pdflatex is not installed")
     three_rows(tmp_path / "runs")
     runs = find_runs([tmp_path / "runs"])
-    long = long_table(runs)
-    own = grid(long, TOFU, caption(runs, TOFU) + r' %&_#$~^\{}[*"<é中‖Δθ‖', ["* x_y", "[z"], brief=False)
-    (tmp_path / "t.tex").write_text(render.latex([own, beside_paper(long, TOFU, read_paper("tofu"))]))
+    table = tabulate(runs)
+    own = grid(table, TOFU, caption(runs, TOFU) + r' %&_#$~^\{}[*"<é中‖Δθ‖', ["* x_y", "[z"], brief=False)
+    (tmp_path / "t.tex").write_text(render.latex([own, beside_paper(table, TOFU, read_paper("tofu"))]))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -299,10 +320,35 @@ def test_without_out_the_table_is_printed(tmp_path: Path, capsys: pytest.Capture
     assert "| npo | soul | 3 |" in capsys.readouterr().out
 
 
-def test_an_error_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: no finished run .*$"):
-        main([str(tmp_path)])
+@pytest.mark.parametrize(
+    ("folder", "more", "text"),
+    [
+        ("none", [], "error: no finished run "),
+        (
+            "runs",
+            ["--out", "OUT/", "--questions", "9"],
+            "error: --questions [9]: the forget split has questions 0 to 3",
+        ),
+        ("runs", ["--out", "FILE/out/"], "error: FILE/out: not a directory; name another place"),
+    ],
+)
+def test_an_error_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, more: list[str], text: str
+) -> None:
     three_rows(tmp_path / "runs")
-    with pytest.raises(SystemExit, match=r"error: --questions \[9\]: the forget split has questions 0 to 3"):
-        main([str(tmp_path / "runs"), "--out", f"{tmp_path}/o/", "--questions", "9"])
-    assert not (tmp_path / "o").exists()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").write_text("")
+    places = {"OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "file")}
+
+    def placed(words: str) -> str:
+        for name, place in places.items():
+            words = words.replace(name, place)
+        return words
+
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / folder), *map(placed, more)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(placed(text))
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

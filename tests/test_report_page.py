@@ -15,23 +15,28 @@ import numpy as np
 import pytest
 from report_runs import row, write_epochs, write_run
 
+from soul_cli.objective.methods import METHODS
+from soul_cli.optim.build import OPTIMS
 from soul_cli.report import answers
 from soul_cli.report.cli import main
 from soul_cli.report.figures.costs import cost
-from soul_cli.report.figures.curves import curve, epochs, pair
-from soul_cli.report.figures.look import COLOURS, save
-from soul_cli.report.figures.plots import Source, band, ecdf, frontier, steps, tradeoff, truth_ratios
+from soul_cli.report.figures.curves import by_epoch, by_step, epochs, pair, steps
+from soul_cli.report.figures.distributions import ecdf, truth_ratios
+from soul_cli.report.figures.look import PALETTE, SHAPES, Styles, panels, save
+from soul_cli.report.figures.source import Source
+from soul_cli.report.figures.tradeoff import frontier, tradeoff
 from soul_cli.report.layout import LAYOUTS
-from soul_cli.report.page import browser
+from soul_cli.report.page import list_answers
 from soul_cli.report.read import find_runs
-from soul_cli.report.tables import long_table
+from soul_cli.report.tables import tabulate
 
+STYLES = Styles([("npo", "soul")])
 NASTY = "</script><script>document.title='owned'</script><b>bold</b> | <!-- a"
 
 
 def source(root: Path) -> Source:
     runs = find_runs([root])
-    return Source(runs, long_table(runs), LAYOUTS["tofu"])
+    return Source(runs, tabulate(runs), LAYOUTS["tofu"])
 
 
 # --- figures -----------------------------------------------------------------------------------------------
@@ -55,10 +60,10 @@ def test_band_by_hand(tmp_path: Path) -> None:
         lines = [{"step": 1, "displacement": 1.0}, {"step": 2, "displacement": last}, {"step": 3, "displacement": 9.0}]
         text = "".join(json.dumps(x) + "\n" for x in lines[: 3 - seed])  # the second run stopped earlier
         (folder / "train.jsonl").write_text(text)
-    found = band(find_runs([tmp_path]), "displacement")
+    found = by_step(find_runs([tmp_path]), "displacement")
     assert found is not None
     assert [list(x) for x in found] == [[1, 2], [1.0, 3.0], [0.0, pytest.approx(math.sqrt(2))]]
-    assert band(find_runs([tmp_path]), "absent") is None
+    assert by_step(find_runs([tmp_path]), "absent") is None
 
 
 def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
@@ -68,8 +73,39 @@ def test_one_optimizer_has_one_colour_in_every_figure(tmp_path: Path) -> None:
         figure, again = draw(source(tmp_path)), draw(source(tmp_path))
         assert figure is not None
         assert again is not None
-        assert COLOURS["soul"] in {line.get_color() for a in figure.axes for line in a.lines}
+        assert STYLES.colour("soul") in {line.get_color() for a in figure.axes for line in a.lines}
         assert save(figure) == save(again)  # byte by byte
+
+
+def test_a_new_method_and_optimizer_need_no_edit_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered ones stand where their registry has them; a folder's that nothing registers stand behind."""
+    rows = [("npo", "soul"), ("npo+kl", "soul"), ("new", "newton"), ("old", "sgd")]
+    for (name, optim), rouge in zip(rows, (0.1, 0.2, 0.3, 0.4), strict=True):
+        folder = write_run(tmp_path, 0, rouge, "method=npo", "optim=soul")
+        content = json.loads((folder / "metrics.json").read_text()) | {"method": name, "optim": optim}
+        (folder / "metrics.json").write_text(json.dumps(content))
+    monkeypatch.setitem(METHODS, "new", METHODS["npo"])
+    monkeypatch.setitem(OPTIMS, "newton", OPTIMS["adamw"])
+    some = source(tmp_path)
+    assert [row for row in some.table if row[1]] == rows
+    figure = tradeoff(some)
+    assert figure is not None
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels[:7] == ["soul", "newton", "sgd", "npo", "npo+kl", "new", "old"]
+    assert len({some.styles.colour(optim) for _, optim in rows}) == 3
+    assert len({some.styles.marker(method) for method, _ in rows}) == 4
+    assert (some.styles.colour("soul"), some.styles.marker("npo")) == (STYLES.colour("soul"), STYLES.marker("npo"))
+
+
+def test_colours_and_markers_do_not_run_out() -> None:
+    names = [(f"m{i:02}", f"o{i:02}") for i in range(60)]
+    styles = Styles(names)
+    assert {styles.colour(o) for _, o in names} == set(PALETTE)
+    assert len({styles.marker(m) for m, _ in names[:30]}) == 30
+    figure, ((axes,),) = panels(1, 1, 3, 3)
+    for shape in SHAPES:
+        axes.plot([0], [0], marker=shape)
+    assert save(figure)
 
 
 def test_curves_by_hand(tmp_path: Path) -> None:
@@ -77,7 +113,9 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     write_epochs(write_run(tmp_path, 1, 0.2, "optim=soul"), [0.9, 0.7], [0.9, 0.6])  # an epoch less
     write_epochs(write_run(tmp_path, 0, 0.3, "optim=adamw"), [0.9, 0.8, 0.7], [0.9, 0.9, 0.9])
     runs = [r for r in find_runs([tmp_path]) if r.content["optim"] == "soul"]
-    x, mean, sd = curve(runs, "forget_rougeL")
+    found = by_epoch(runs, "forget_rougeL")
+    assert found is not None
+    x, mean, sd = found
     assert list(x) == [0, 1]
     assert list(mean) == [0.9, pytest.approx(0.6)]
     assert list(sd) == [0, pytest.approx(math.sqrt(0.02))]
@@ -86,8 +124,8 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     top, bottom = figure.axes
     assert (top.get_ylabel(), bottom.get_ylabel()) == ("forget_rougeL", "retain_rougeL")  # there is no accuracy
     drawn = {line.get_color(): list(line.get_ydata()) for line in top.lines}
-    assert drawn[COLOURS["soul"]] == [0.9, pytest.approx(0.6)]
-    assert drawn[COLOURS["adamw"]] == [0.9, 0.8, 0.7]
+    assert drawn[STYLES.colour("soul")] == [0.9, pytest.approx(0.6)]
+    assert drawn[STYLES.colour("adamw")] == [0.9, 0.8, 0.7]
     assert drawn["black"] == [0.9, 0.9]  # the original's level
     assert save(figure) == save(epochs(source(tmp_path)))  # type: ignore[arg-type]
 
@@ -100,9 +138,9 @@ def test_the_curves_metric_is_the_first_that_is_there(tmp_path: Path) -> None:
 
 def test_displacement_is_that_of_the_kept_epoch(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0, 0.1)
-    assert find_runs([tmp_path])[0].numbers["this_run"]["displacement"].value == 2.0
+    assert find_runs([tmp_path])[0].metrics["this_run"]["displacement"].value == 2.0
     write_epochs(folder, [0.9, 0.5], [0.9, 0.8])  # epoch 1 of 2
-    assert find_runs([tmp_path])[0].numbers["this_run"]["displacement"].value == 1.0
+    assert find_runs([tmp_path])[0].metrics["this_run"]["displacement"].value == 1.0
 
 
 def test_cost_figure_by_hand(tmp_path: Path) -> None:
@@ -130,7 +168,7 @@ def test_nothing_to_draw_is_no_figure(tmp_path: Path) -> None:
 def test_answers_side_by_side(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1, answer=NASTY)
     write_run(tmp_path, 1, 0.2)
-    some = answers.one_each(answers.speakers(find_runs([tmp_path])))
+    some = answers.one_each(answers.list_speakers(find_runs([tmp_path])))
     assert [s.name for s in some] == ["original", "retain-trained", "npo soul, seed 0"]
     text = answers.markdown(some, answers.choose(some, [2], 0, 0))
     assert "**forget 2** What of forget 2?" in text
@@ -139,19 +177,34 @@ def test_answers_side_by_side(tmp_path: Path) -> None:
     assert r"&lt;/b&gt; \| &lt;!-- a 2 |" in text
 
 
+def test_control_characters_are_shown_as_escapes(tmp_path: Path) -> None:
+    """In answers.md and on the page; rows.jsonl keeps them.  Half a character could not be written at all."""
+    raw = "\x1b[31mred\x00\x1c\x85\u202e \ud83d\r\nnext"
+    shown = r"\x1b[31mred\x00\x1c\x85\u202e \ud83d"
+    write_run(tmp_path / "runs", 0, 0.1, answer=raw)
+    main([str(tmp_path / "runs"), "--out", f"{tmp_path}/", "--questions", "0"])
+    assert answers.md(raw) == shown.replace("\\", "\\\\").replace("[", "\\[") + " next"
+    for name in ("answers.md", "report.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    assert json.loads(data[1])["questions"][0]["answers"][2][0].startswith(shown)
+
+
 def test_rows_of_one_index_are_told_apart(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0, 0.1)
     rows = [{**row("forget", 0, f"after {w}"), "prompt_words": w} for w in (20, 60)]
     rows.append({"split": "forget_text", "index": 0, "gold": "scored only"})
     (folder / "rows_original.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    some = answers.speakers(find_runs([tmp_path]), ("prompt_words",))[:1]
+    some = answers.list_speakers(find_runs([tmp_path]), ("prompt_words",))[:1]
     assert [answers.name_of(p) for p in some[0].rows] == ["forget 0, prompt_words 20", "forget 0, prompt_words 60"]
     assert "| original | after 20 |" in answers.markdown(some, answers.choose(some, [0], 0, 0))
 
 
 def test_random_questions_are_the_same_for_a_seed(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1)
-    some = answers.speakers(find_runs([tmp_path]))
+    some = answers.list_speakers(find_runs([tmp_path]))
     draws = [answers.choose(some, None, 2, seed) for seed in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len({tuple(d) for d in draws}) > 1
@@ -160,8 +213,8 @@ def test_random_questions_are_the_same_for_a_seed(tmp_path: Path) -> None:
 
 def test_the_browser_says_what_it_left_out(tmp_path: Path) -> None:
     write_run(tmp_path, 0, 0.1)
-    some = answers.speakers(find_runs([tmp_path]))
-    every, half = browser(some, ("rougeL",)), browser(some, ("rougeL",), cap=12)  # 3 models x 8 questions
+    some = answers.list_speakers(find_runs([tmp_path]))
+    every, half = list_answers(some, ("rougeL",)), list_answers(some, ("rougeL",), cap=12)  # 3 models x 8 questions
     assert (every["counts"], every["sampled"]) == ({"forget": [4, 4], "retain": [4, 4]}, False)
     assert (half["counts"], half["sampled"]) == ({"forget": [2, 4], "retain": [2, 4]}, True)
     assert len(half["questions"]) == 4
@@ -271,7 +324,7 @@ def test_the_page_fits_a_phone(page: Path) -> None:
 def test_palette_is_told_apart_in_grey() -> None:
     """Colours differ in lightness too: adamw, soul and soul_released are what every figure compares."""
     shades = sorted(
-        float(np.dot([int(COLOURS[o][i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]))
+        float(np.dot([int(STYLES.colour(o)[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]))
         for o in ("adamw", "soul", "soul_released")
     )
     assert np.diff(shades).min() > 20

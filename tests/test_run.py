@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from soul_cli.core.types import UserError
-from soul_cli.experiment.run import rows_of
+from soul_cli.experiment.evaluation import retain_rows_file
 
 
 def test_rows_of_a_file_or_a_run_folder(tmp_path: Path):
@@ -16,8 +16,8 @@ def test_rows_of_a_file_or_a_run_folder(tmp_path: Path):
         folder.mkdir()
         for name in names:
             (folder / f"{name}.jsonl").write_text("{}\n")
-    assert rows_of(str(evaluated)) == evaluated / "rows_original.jsonl"
-    assert rows_of(str(unlearned)) == unlearned / "rows.jsonl"
-    assert rows_of(str(unlearned / "rows_original.jsonl")) == unlearned / "rows_original.jsonl"
+    assert retain_rows_file(str(evaluated)) == evaluated / "rows_original.jsonl"
+    assert retain_rows_file(str(unlearned)) == unlearned / "rows.jsonl"
+    assert retain_rows_file(str(unlearned / "rows_original.jsonl")) == unlearned / "rows_original.jsonl"
     with pytest.raises(UserError, match=r"task\.retain_rows=.*no such file"):
-        rows_of(str(tmp_path))
+        retain_rows_file(str(tmp_path))

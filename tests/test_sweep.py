@@ -9,12 +9,16 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from runs import finish, start
+from runs import finish, start, wait_for
 
 from soul_cli.core.types import UserError
-from soul_cli.experiment.sweep import Outcome, best, expand, fail
+from soul_cli.experiment import sweep
+from soul_cli.experiment.overrides import quoted
+from soul_cli.experiment.sweep import Member, Members, Outcome, best, expand, fail
 
 # --- members -----------------------------------------------------------------------------------------------
 
@@ -82,6 +86,53 @@ def test_what_failed_is_named_at_the_end() -> None:
     fail(outcomes[:1])
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "npo", "a b", "runs x=1", "a,b", "f(x)", "[a]", "{a:1}", "~/x", "café", "a\\", "\\(", "it's", 'a"b', "", " a",
+        "a#b", "1", "1e-3", ".5", "inf", "null", "true", "no", "2026_11", "2026-11-27", "8/3", "a:b", "$HOME",
+        "a%b@c+d?*|e",
+        1, 1e-4, True, None, [1, "a b", None], {"a": 1, "b": "x y"},
+    ],
+)  # fmt: skip
+def test_hydra_reads_what_was_quoted(value: object) -> None:
+    assert OverridesParser.create().parse_override(f"key={quoted(value)}").value() == value
+
+
+def test_grids_of_texts_that_need_quotes() -> None:
+    grids = [{"task.source": ["a b", "~/c"], "train.precision": "no"}]
+    assert [m["task.source"] for m in expand(grids, [{}])] == ['"a b"', '"~/c"']
+    assert [m["task.source"] for m in expand(grids, [{"task.source": "'a b'"}])] == ["'a b'"]  # chosen, not added
+
+
+@pytest.mark.parametrize("out", ["runs x=1", "a,b (c)", "it's", "20261127", "~/x", "plain/folder"])
+def test_folders_of_a_sweep_that_chooses(monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    given: list[str] = []
+    seeds: list[str] = []
+
+    def run(self: Members, members: list[Member], more: Member) -> list[Outcome]:
+        given.append(more["output_dir"])
+        seeds.extend(m["seed"] for m in members)
+        return []
+
+    monkeypatch.setattr(Members, "_run", run)
+    monkeypatch.setattr(sweep, "best", lambda tried: [{"method": "npo"}])
+    sweeper = Members([], {"validation_seeds": [7], "validation_overrides": {}, "seeds": [0]})
+    sweeper.config = OmegaConf.create({"output_dir": out})
+    sweeper._choose([{"seed": "3"}, {"seed": "4"}])
+    read = [OverridesParser.create().parse_override(f"output_dir={text}").value() for text in given]
+    assert read == [f"{out}/validation", f"{out}/reported"]
+    assert seeds == ["7", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "choose", [3, {"seeds": [1]}, {"validation_seeds": 7, "validation_overrides": {}, "seeds": [0]}]
+)
+def test_a_choice_has_seeds_to_choose_by_and_seeds_to_report(choose: object) -> None:
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.choose: must be null or have validation_seeds"):
+        Members([], choose).sweep([])
+
+
 # --- whole sweeps ------------------------------------------------------------------------------------------
 
 
@@ -97,6 +148,41 @@ def test_a_failed_member_stops_no_other(data: Path, finished: tuple[Path, Path, 
     assert models(tmp_path) == models(whole)
     assert "1 of 2 members failed" in text.split("written to")[-1]
     assert "/no/such: no such folder" in text
+
+
+FAILING = """
+import sys, weakref
+from soul_cli import cli
+from soul_cli.train import loop
+
+alive = weakref.WeakSet()
+plain = loop.Trainer.__init__
+
+def init(self, *args, **kwargs):
+    print("alive", len(alive), file=sys.stderr)
+    plain(self, *args, **kwargs)
+    alive.add(self)
+    alive.add(self.model)
+
+def train(self, *args):
+    try:
+        raise ValueError("the first error")
+    except ValueError as error:
+        raise ERRORS.pop() from error
+
+ERRORS = [RuntimeError("out of memory"), KeyError("a mistake"), loop.NotFiniteError("the loss is not finite")]
+loop.Trainer.__init__, loop.Trainer.train = init, train
+cli.main()
+"""
+
+
+def test_a_failed_member_does_not_stay_in_memory(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    cache, _, _ = finished
+    (tmp_path / "failing.py").write_text(FAILING)
+    text = finish(start(data, cache, tmp_path / "out", "-m", "seed=1,2,3", program=[str(tmp_path / "failing.py")]), 2)
+    assert text.count("alive 0") == 3
+    assert "3 of 3 members failed" in text
+    assert "stay in their work folders" in text
 
 
 def test_a_mistake_in_one_member_is_found_before_any_runs(data: Path, tmp_path: Path) -> None:
@@ -138,12 +224,53 @@ def test_killed_twice_changes_no_number(data: Path, finished: tuple[Path, Path, 
     assert all(p.stat().st_mtime_ns == then for p, then in done.items())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_sweep(
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path, number: int
+) -> None:
+    cache, _, _ = finished
+    long = ["train.epochs=200", "train.checkpoint_steps=5000"]
+    process = start(
+        data, cache, tmp_path, "-m", "seed=0,1,2", *long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
+    )
+    wait_for(process, lambda: len(list(tmp_path.glob("tofu/*/work/start"))) == 2)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    text = "".join(process.communicate(timeout=120))
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    steps = [len(json.loads(p.read_text())["records"]) for p in tmp_path.glob("tofu/*/work/checkpoint/state.json")]
+    assert len(steps) == 2  # the third was not begun
+    assert min(steps) > 0
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number
+        assert text.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+        assert all(f"stopped by SIGTERM after step {n} of 1000" in text for n in steps)
+        assert "Traceback" not in text
+
+
+def test_submitit_requeues_a_member_that_a_signal_stopped(
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    cache, whole, _ = finished
+    process = start(data, cache, tmp_path, "-m", "hydra/launcher=submitit_local")
+    wait_for(process, lambda: any(tmp_path.glob("tofu/*/work/checkpoint/state.json")))
+    started = psutil.Process(process.pid).children(recursive=True)
+    (task,) = (p for p in started if "submitit.core._submit" in p.cmdline())
+    task.send_signal(signal.SIGUSR2)
+    finish(process)
+    assert models(tmp_path) == models(whole)
+    logs = "".join(p.read_text() for p in tmp_path.glob(".submitit/*/*_log.*"))
+    assert logs.count("Starting with JobEnvironment") == 2
+    assert "stopped by SIGUSR2" in logs
+
+
 def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     cache, _, _ = finished
+    tmp_path = tmp_path / "runs x=1, (2)"
     text = finish(
         start(
             data, cache, tmp_path, "sweep=compare", "method=npo", "optim=adamw,soul", "optim.lr=1e-4,2e-3",
-            "method.retain_weight=5", "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
+            "retain.weight=5", "train.epochs=1", "hydra.sweeper.choose.validation_seeds=[7]", "seed=0,1",
         )
     )  # fmt: skip
     tried, chosen = (list((tmp_path / part).rglob("metrics.json")) for part in ("validation", "reported"))

@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,57 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from soul_cli.core.types import Prompted, UserError
-from soul_cli.data.batches import Share, collate
+from soul_cli.data.batches import Step, collate
+from soul_cli.data.rows import Rows
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.methods import GA, NPO, PO, Answers, Counts, Finetune, GradDiff, Method, Normalize
-from soul_cli.optim.build import AdamW, HessianData, Mode, Muon, Optim, SoulConfig, SoulReleasedConfig
+from soul_cli.objective.combine import Alternating, Combine, Gradient, Sum
+from soul_cli.objective.forget import GA, NPO, PO, Normalize, Objective
+from soul_cli.objective.methods import Problem, finetuning, problem
+from soul_cli.objective.perturb import Unperturbed
+from soul_cli.objective.retain import CE, NoRetain, Retain
+from soul_cli.objective.term import Answers, Counts, Kinds, Needs, Normalise, Reference
+from soul_cli.optim.build import AdamW, HessianData, Muon, Optim, SoulConfig, SoulReleasedConfig
+from soul_cli.train import checkpoint
 from soul_cli.train.config import TrainConfig
-from soul_cli.train.loop import NotFiniteError, Phase, TrainData, Trainer, factor
+from soul_cli.train.gradient import StepGradient, segment
+from soul_cli.train.loop import NotFiniteError, TrainData, Trainer, factor
 
 MakeLM = Callable[..., Any]
 Records = list[dict[str, Any]]
 
-GRADDIFF = GradDiff("graddiff", retain_weight=0.7)
-NPO_SUM = NPO("npo", retain_weight=1.0, beta=0.1, normalize=Normalize.sum)
+SUM, ALTERNATING = Sum("sum"), Alternating("alternating")
+
+
+def solving(method: Objective, weight: float = 1.0, combine: Combine = SUM, retain: Retain | None = None) -> Problem:
+    """The method with a retain term, cross-entropy where nothing else is said."""
+    return problem(method, retain or CE("ce", weight), combine, Unperturbed("none"))
+
+
+GRADDIFF = solving(GA("graddiff"), 0.7)
+APART = solving(GA("graddiff"), 0.7, ALTERNATING)
+NPO_SUM = solving(NPO("npo", beta=0.1, normalize=Normalize.sum))
+SOLVED = {"graddiff": GRADDIFF, "npo": NPO_SUM, "po": solving(PO("po")), "finetune": finetuning(), "alternating": APART}
+ASCENT = problem(GA("ga"), NoRetain("none"), SUM, Unperturbed("none"))
 ADAMW = AdamW("adamw", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8)
 RELEASED = SoulReleasedConfig("soul_released", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, rho=0.04, bs=5120)
 MUON = Muon("muon", lr=1e-3, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.95)
 
 
-def soul(mode: Mode = Mode.joint, *, rho: float | None = None, every: int = 4) -> SoulConfig:
+def soul(*, rho: float | None = None, every: int = 4) -> SoulConfig:
     return SoulConfig(
         "soul", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-15, rho=rho,
-        unclipped_share=0.3 if rho is None else None, hessian_every=every, hessian_data=HessianData.both, mode=mode,
+        unclipped_share=0.3 if rho is None else None, hessian_every=every, hessian_data=HessianData.both,
     )  # fmt: skip
 
 
 def config(**changed: Any) -> TrainConfig:
     values: dict[str, Any] = {
-        "epochs": 2, "batch_size": 2, "accumulation": 1, "warmup": 0.1, "decay": "linear", "clip": 1.0,
-        "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 2,
+        "epochs": 2, "batch_size": 2, "accumulation": 1, "normalise": Normalise.token, "warmup": 0.1,
+        "decay": "linear", "clip": 1.0, "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 2,
     }  # fmt: skip
     return TrainConfig(**values | changed)
 
@@ -71,7 +91,7 @@ def silent(done: int, total: int, record: dict[str, float]) -> None:
 def train(
     lm: Any,
     work: Path,
-    method: Method = GRADDIFF,
+    solved: Problem = GRADDIFF,
     optim: Optim = ADAMW,
     settings: TrainConfig | None = None,
     *,
@@ -80,11 +100,24 @@ def train(
     progress: Callable[[int, int, dict[str, float]], None] = silent,
     after_epoch: Callable[[int], None] | None = None,
 ) -> Records:
-    reference = []
-    if method.uses_reference:
-        reference = [sum(s[0].logps) for s in score(AnswerModel(lm), FORGET, budget=99)]
-    data = TrainData(forget if callable(forget) else lambda epoch: forget, retain, reference)
-    return Trainer(lm, data, method, optim, settings or config(), 3, CPU).train(work, progress, after_epoch)
+    rows = named([], solved, lm) if callable(forget) else named(forget, solved, lm)
+    (name,) = rows.answers
+    data = TrainData(lambda epoch: Rows({name: forget(epoch)}) if callable(forget) else rows, answered(retain))
+    return Trainer(lm, data, solved, optim, settings or config(), 3, CPU).train(work, progress, after_epoch)
+
+
+def named(some: list[Prompted], solved: Problem, lm: Any) -> Rows:
+    """Rows to forget under the name that the forget term has for their answers, with what it needs of lm as it is."""
+    needs = solved.forget.needs if solved.forget else Needs()
+    values = {}
+    if needs.reference is Reference.values:
+        scored = score(AnswerModel(lm), some, budget=99)
+        values = {"answer": [torch.tensor(s[0].logps, dtype=lm.dtype) for s in scored]}
+    return Rows({needs.answers[0]: some}, values)
+
+
+def answered(some: list[Prompted]) -> Rows:
+    return Rows({"answer": some})
 
 
 def weights(lm: Any) -> Tensor:
@@ -151,15 +184,16 @@ def test_graddiff_step_is_that_of_plain_pytorch(tiny_lm: MakeLM, tmp_path: Path,
 
 
 @pytest.mark.parametrize("optim", [ADAMW, soul(every=1), RELEASED], ids=lambda o: o.name)
-@pytest.mark.parametrize("method", [GRADDIFF, NPO_SUM, PO("po", 1.0), Finetune("finetune")], ids=lambda m: m.name)
-def test_accumulation_is_a_larger_batch(tiny_lm: MakeLM, tmp_path: Path, method: Method, optim: Optim):
+@pytest.mark.parametrize("normalise", Normalise)
+@pytest.mark.parametrize("name", SOLVED)
+def test_accumulation_is_a_larger_batch(tiny_lm: MakeLM, tmp_path: Path, name: str, optim: Optim, normalise: Normalise):
     """Four rows an epoch: 2 x 2 and 1 x 4 take the same rows a step, of different lengths, in different company."""
     runs = []
     for size, accumulation in ((2, 2), (4, 1)):
         lm = tiny_lm(torch.float64)
-        settings = config(epochs=3, batch_size=size, accumulation=accumulation)
-        retain = RETAIN[:4] if method.name == "finetune" else RETAIN
-        records = train(lm, tmp_path / str(size), method, optim, settings, forget=FORGET[:4], retain=retain)
+        settings = config(epochs=3, batch_size=size, accumulation=accumulation, normalise=normalise)
+        retain = RETAIN[:4] if name == "finetune" else RETAIN
+        records = train(lm, tmp_path / str(size), SOLVED[name], optim, settings, forget=FORGET[:4], retain=retain)
         runs.append((lm, records))
     (a, first), (b, second) = runs
     assert len(first) == len(second) == 3
@@ -170,19 +204,21 @@ def test_accumulation_is_a_larger_batch(tiny_lm: MakeLM, tmp_path: Path, method:
 
 
 def test_npo_starts_at_its_known_value(tiny_lm: MakeLM, tmp_path: Path):
-    method = NPO("npo", retain_weight=1.0, beta=0.5, normalize=Normalize.mean)
-    for m, expected in ((NPO_SUM, 20 * math.log(2)), (method, 4 * math.log(2))):
-        first = train(tiny_lm(spread=0.3), tmp_path / str(m.beta), m)[0]
+    mean = solving(NPO("npo", beta=0.5, normalize=Normalize.mean))
+    for i, (solved, expected) in enumerate(((NPO_SUM, 20 * math.log(2)), (mean, 4 * math.log(2)))):
+        first = train(tiny_lm(spread=0.3), tmp_path / str(i), solved)[0]
         assert first["loss_forget"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_signs_and_directions(tiny_lm: MakeLM, tmp_path: Path):
     before = float(nll(tiny_lm(), FORGET).detach())
-    for method, rises in ((GA("ga"), True), (GRADDIFF, True), (NPO_SUM, True), (PO("po", 1.0), False)):
+    for name, solved, rises in (
+        ("ga", ASCENT, True), ("graddiff", GRADDIFF, True), ("npo", NPO_SUM, True), ("po", solving(PO("po")), False)
+    ):  # fmt: skip
         lm = tiny_lm()
-        records = train(lm, tmp_path / method.name, method)
+        records = train(lm, tmp_path / name, solved)
         assert (float(nll(lm, FORGET).detach()) > before) is rises
-        assert (records[0]["loss_forget"] > 0) is (method.name in ("npo", "po"))
+        assert (records[0]["loss_forget"] > 0) is (name in ("npo", "po"))
         assert records[-1]["loss_forget"] < records[0]["loss_forget"]  # all losses are minimised
 
 
@@ -190,7 +226,7 @@ def test_finetune_lowers_the_loss(tiny_lm: MakeLM, tmp_path: Path):
     lm = tiny_lm()
     before = float(nll(lm, RETAIN).detach())
     fast = AdamW("adamw", lr=1e-2, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8)
-    records = train(lm, tmp_path, Finetune("finetune"), fast, config(epochs=15))
+    records = train(lm, tmp_path, finetuning(), fast, config(epochs=15))
     assert len(records) == 15 * 6  # 11 rows in batches of 2
     assert "loss_forget" not in records[0]
     assert float(nll(lm, RETAIN).detach()) < before / 2
@@ -203,7 +239,7 @@ def test_ga_never_touches_the_retain_rows(tiny_lm: MakeLM, tmp_path: Path):
     runs = []
     for name, retain in (("a", RETAIN), ("b", [])):
         lm = tiny_lm()
-        records = train(lm, tmp_path / name, GA("ga"), retain=retain)
+        records = train(lm, tmp_path / name, ASCENT, retain=retain)
         runs.append(weights(lm))
         assert all("loss_retain" not in r for r in records)
         assert sum(r["tokens"] for r in records) == 2 * sum(map(len, FORGET))
@@ -214,29 +250,41 @@ def test_forget_rows_are_those_of_the_epoch(tiny_lm: MakeLM, tmp_path: Path):
     def forget(epoch: int) -> list[Prompted]:
         return [Prompted((5,), ((*(6,) * (10 * epoch + i), 2),)) for i in range(1, 5)]
 
-    records = train(tiny_lm(), tmp_path, GA("ga"), settings=config(epochs=3, batch_size=4), forget=forget)
+    records = train(tiny_lm(), tmp_path, ASCENT, settings=config(epochs=3, batch_size=4), forget=forget)
     assert [r["tokens"] for r in records] == [sum(map(len, forget(e))) for e in range(3)]
     assert [r["epoch"] for r in records] == [1, 2, 3]
 
 
 def test_hessian_tokens(tiny_lm: MakeLM):
-    def kept(data: HessianData, share: Share, *, both: bool = True) -> list[bool]:
-        """Whether each row of a share takes part."""
-        optim = soul()
-        optim.hessian_data = data
-        trainer = Trainer(tiny_lm(), TrainData(lambda epoch: FORGET, RETAIN), GRADDIFF, optim, config(), 0, CPU)
-        phase = Phase(both or bool(share.forget), both or bool(share.retain), trainer.phases[0].optimizer, 0.0, 1.0)
-        batch = collate([FORGET[i] for i in share.forget] + [RETAIN[i] for i in share.retain])
-        keep, u = trainer._labels(phase, share, batch, index=0)
-        assert len(u.unique()) == len(keep)
-        return [bool(keep[batch.owner == i].unique()) for i in range(batch.answers)]
+    """Which rows of a process's share draw labels, once; the second gradient of the same kinds draws none."""
+    data = {Kinds.forget: answered(FORGET), Kinds.retain: answered(RETAIN)}
 
-    mixed, alone = Share((0, 1), (2,), (0, 2, 5)), Share((), (1, 2), (3, 5))
-    assert kept(HessianData.both, mixed) == [True, True, True]
-    assert kept(HessianData.forget, mixed) == [True, True, False]
-    assert kept(HessianData.retain, mixed) == [False, False, True]
-    assert kept(HessianData.forget, alone) == [False, False]  # the forget rows are with another process
-    assert kept(HessianData.forget, alone, both=False) == [True, True]  # an alternating phase has one kind only
+    def takes(data_of: HessianData, forget: tuple[int, ...], retain: tuple[int, ...], kinds: Kinds) -> list[bool]:
+        trainer = Trainer(tiny_lm(), TrainData(lambda e: data[Kinds.forget], data[Kinds.retain]), GRADDIFF, soul(),
+                          config(), 0, CPU)  # fmt: skip
+        step = Step(((forget, retain),))
+        gradient = StepGradient(trainer.setup, step, data, 0, kinds, None, data_of)
+        terms = GRADDIFF.terms
+        segments = [
+            segment(kind, terms[kind], data[kind], some, tuple(2 * i + offset for i in some))
+            for kind, some, offset in ((Kinds.forget, forget, 0), (Kinds.retain, retain, 1))
+            if some
+        ]
+        batch = collate([p for s in segments for p in s.prompted])
+        look = gradient._labels(batch, segments)
+        assert len(look.columns[0].unique()) == len(look.at)
+        owners = set(batch.owner[look.at].tolist())
+        assert len(look.at) == sum(int((batch.owner == i).sum()) for i in owners)  # all tokens of a row, or none
+        gradient.drawn = Kinds.both
+        assert len(gradient._labels(batch, segments).at) == 0
+        return [i in owners for i in range(batch.answers)]
+
+    both = Kinds.both
+    assert takes(HessianData.both, (0, 1), (2,), both) == [True, True, True]
+    assert takes(HessianData.forget, (0, 1), (2,), both) == [True, True, False]
+    assert takes(HessianData.retain, (0, 1), (2,), both) == [False, False, True]
+    assert takes(HessianData.forget, (), (1, 2), both) == [False, False]  # the forget rows are with another process
+    assert takes(HessianData.forget, (), (1, 2), Kinds.retain) == [True, True]  # a step on one kind alone
 
 
 def test_curvature_is_renewed_every_k_steps(tiny_lm: MakeLM, tmp_path: Path):
@@ -248,12 +296,11 @@ def test_curvature_is_renewed_every_k_steps(tiny_lm: MakeLM, tmp_path: Path):
 # --- alternating steps (SOUL, eq. 11) ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", Mode)
-def test_without_retain_weight_it_is_the_forget_step_alone(tiny_lm: MakeLM, tmp_path: Path, mode: Mode):
+@pytest.mark.parametrize("combine", [SUM, ALTERNATING], ids=lambda c: c.name)
+def test_without_retain_weight_it_is_the_forget_step_alone(tiny_lm: MakeLM, tmp_path: Path, combine: Combine):
     both, alone = tiny_lm(), tiny_lm()
-    optim = soul(mode)
-    records = train(both, tmp_path / "both", GradDiff("graddiff", retain_weight=0.0), optim)
-    expected = train(alone, tmp_path / "alone", GA("ga"), optim)
+    records = train(both, tmp_path / "both", solving(GA("graddiff"), 0.0, combine), soul())
+    expected = train(alone, tmp_path / "alone", ASCENT, soul())
     assert torch.equal(weights(both), weights(alone))
     assert [r["loss_forget"] for r in records] == [r["loss_forget"] for r in expected]
     assert [r["grad_norm"] for r in records] == [r["grad_norm"] for r in expected]
@@ -261,31 +308,73 @@ def test_without_retain_weight_it_is_the_forget_step_alone(tiny_lm: MakeLM, tmp_
     assert float(nll(both, FORGET).detach()) > float(nll(tiny_lm(), FORGET).detach())  # ascent on forget
 
 
-def test_alternating_takes_the_retain_step_after_the_forget_step(tiny_lm: MakeLM, tmp_path: Path):
-    """GA on the forget row, then fine-tuning on the retain row at retain_weight times the rate, each from no state."""
+@pytest.mark.parametrize("optim", [soul(), ADAMW], ids=lambda o: o.name)
+def test_alternating_takes_the_retain_step_after_the_forget_step(tiny_lm: MakeLM, tmp_path: Path, optim: Optim):
+    """GA on the forget row, then fine-tuning on the retain row at the weight times the rate, each from no state.
+
+    Weights decay in the first of the two alone.
+    """
     lm, by_hand = tiny_lm(), tiny_lm()
     settings, forget, retain = config(epochs=1, warmup=0.0), FORGET[:1], RETAIN[:1]
-    (record,) = train(lm, tmp_path / "a", optim=soul(Mode.alternating), settings=settings, forget=forget, retain=retain)
-    (first,) = train(by_hand, tmp_path / "b", GA("ga"), soul(), settings, forget=forget)
-    slower = soul()
-    slower.lr *= GRADDIFF.retain_weight
-    (second,) = train(by_hand, tmp_path / "c", Finetune("finetune"), slower, settings, retain=retain)
+    (record,) = train(lm, tmp_path / "a", APART, optim, settings, forget=forget, retain=retain)
+    (first,) = train(by_hand, tmp_path / "b", ASCENT, optim, settings, forget=forget)
+    slower = replace(optim, lr=optim.lr * APART.weight, weight_decay=0.0)
+    (second,) = train(by_hand, tmp_path / "c", finetuning(), slower, settings, retain=retain)
     assert torch.equal(weights(lm), weights(by_hand))
     for suffix, alone in (("_forget", first), ("_retain", second)):
         assert record["loss" + suffix] == alone["loss" + suffix]
-        for key in ("grad_norm", "clip_factor", "unclipped_share", "rho"):
+        for key in {"grad_norm", "clip_factor", "unclipped_share", "rho"} & alone.keys():
             assert record[key + suffix] == alone[key]
 
 
 # --- interruption ------------------------------------------------------------------------------------------
 
+
+@dataclass
+class Remembering(Combine):
+    """The forget gradient and a running mean of the retain gradient, which the checkpoint has to hold."""
+
+    def __call__(self, gradient: Any, kinds: Kinds, memory: dict[str, Any]) -> Gradient:
+        forget, retain = gradient(Kinds.forget), gradient(Kinds.retain)
+        memory["times"] = memory.get("times", 0) + 1
+        old = memory.get("mean", retain.parts)
+        memory["mean"] = [0.5 * a + 0.5 * b for a, b in zip(old, retain.parts, strict=True)]
+        parts = [a + b / memory["times"] for a, b in zip(forget.parts, memory["mean"], strict=True)]
+        return Gradient(parts, forget.losses | retain.losses)
+
+
+def gpt2() -> Any:
+    """A small model that is float64 throughout; Llama's norms are float32."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 48, "n_positions": 64}
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **still)).to(torch.float64)
+
+
+def test_gradients_of_the_kinds_add_up():
+    """One forward for both gives forget + weight * retain, and any number of calls the same."""
+    data = {Kinds.forget: answered(FORGET), Kinds.retain: answered(RETAIN)}
+    trainer = Trainer(
+        gpt2(), TrainData(lambda e: data[Kinds.forget], data[Kinds.retain]), GRADDIFF, ADAMW,
+        config(accumulation=2), 0, CPU,
+    )  # fmt: skip
+    gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, None)
+    both, forget, retain = (gradient(k) for k in (Kinds.both, Kinds.forget, Kinds.retain))
+    for b, f, r in zip(both.parts, forget.parts, retain.parts, strict=True):
+        torch.testing.assert_close(b, f + 0.7 * r, rtol=0, atol=1e-14)
+    assert both.losses == pytest.approx(forget.losses | retain.losses)
+    assert all(torch.equal(a, b) for a, b in zip(gradient(Kinds.both).parts, both.parts, strict=True))
+    assert all(p.grad is None for p in trainer.params)
+
+
 RESUMED = [
-    pytest.param(ADAMW, id="adamw"),
-    pytest.param(soul(), id="soul"),
-    pytest.param(soul(rho=1.0), id="soul-rho"),
-    pytest.param(RELEASED, id="soul_released"),
-    pytest.param(MUON, id="muon"),
-    pytest.param(soul(Mode.alternating), id="alternating"),
+    pytest.param(ADAMW, SUM, id="adamw"),
+    pytest.param(soul(), SUM, id="soul"),
+    pytest.param(soul(rho=1.0), SUM, id="soul-rho"),
+    pytest.param(RELEASED, SUM, id="soul_released"),
+    pytest.param(MUON, SUM, id="muon"),
+    pytest.param(soul(), ALTERNATING, id="alternating"),
+    pytest.param(ADAMW, Remembering("remembering"), id="remembering"),
 ]
 
 
@@ -301,15 +390,16 @@ def interrupt_at(step: int) -> Callable[[int, int, dict[str, float]], None]:
     return progress
 
 
-@pytest.mark.parametrize("optim", RESUMED)
-def test_resumed_run_is_bitwise_the_uninterrupted_one(tiny_lm: MakeLM, tmp_path: Path, optim: Optim):
+@pytest.mark.parametrize(("optim", "combine"), RESUMED)
+def test_resumed_run_is_bitwise_the_uninterrupted_one(tiny_lm: MakeLM, tmp_path: Path, optim: Optim, combine: Combine):
     whole, resumed, seen = tiny_lm(), tiny_lm(), []
-    expected = train(whole, tmp_path / "whole", NPO_SUM, optim)
+    solved = solving(NPO("npo", beta=0.1, normalize=Normalize.sum), combine=combine)
+    expected = train(whole, tmp_path / "whole", solved, optim)
     for step in (1, 3, 6):  # before the first checkpoint, after it, at the very end
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_lm(), tmp_path / "parts", NPO_SUM, optim, progress=interrupt_at(step))
+            train(tiny_lm(), tmp_path / "parts", solved, optim, progress=interrupt_at(step))
     records = train(
-        resumed, tmp_path / "parts", NPO_SUM, optim, progress=lambda done, total, record: seen.append((done, total))
+        resumed, tmp_path / "parts", solved, optim, progress=lambda done, total, record: seen.append((done, total))
     )
     assert seen == [(5, 6), (6, 6)]  # it went on from the checkpoint of step 4
     assert torch.equal(weights(resumed), weights(whole))
@@ -323,6 +413,28 @@ def test_killed_while_a_checkpoint_is_replaced_the_new_one_counts(tiny_lm: MakeL
     seen: list[int] = []
     train(tiny_lm(), tmp_path, progress=lambda done, total, record: seen.append(done))
     assert seen == [5, 6]
+
+
+def test_killed_twice_while_a_checkpoint_is_replaced_none_is_lost(
+    tiny_lm: MakeLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the renames, and while the next one is being written to the place of the first."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_lm(), tmp_path, progress=interrupt_at(5))
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint")
+    (tmp_path / ".checkpoint.old.17").mkdir()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_lm(), tmp_path)
+    seen: list[int] = []
+    train(tiny_lm(), tmp_path, progress=lambda done, total, record: seen.append(done))
+    assert seen == [5, 6]
+    assert not list(tmp_path.glob(".checkpoint*"))
 
 
 def test_random_numbers_go_on_where_they_stopped(tiny_lm: MakeLM, tmp_path: Path):
@@ -377,59 +489,62 @@ def test_displacement_is_measured_from_the_first_weights_at_the_end_of_epochs(ti
 # --- a loss that is no number ------------------------------------------------------------------------------
 
 
-@dataclass
-class Breaking(GradDiff):
-    """The loss of one kind of rows is NaN in one step."""
+def breaking(kind: str, step: int, combine: Combine) -> Problem:
+    """Gradient difference; the loss of one kind of rows is NaN in one step."""
+    calls = [0]
 
-    kind: str
-    step: int
-    calls: int = 0
+    def spoiled(loss: Tensor) -> Tensor:
+        calls[0] += 1
+        return loss * math.nan if calls[0] == step else loss
 
-    def spoiled(self, kind: str, loss: Tensor) -> Tensor:
-        if kind != self.kind:
-            return loss
-        self.calls += 1
-        return loss * math.nan if self.calls == self.step else loss
+    class Forget(GA):
+        def loss(self, answers: Answers, step: Counts) -> Tensor:
+            loss = super().loss(answers, step)
+            return spoiled(loss) if kind == "forget" else loss
 
-    def forget_loss(self, answers: Answers, counts: Counts) -> Tensor:
-        return self.spoiled("forget", super().forget_loss(answers, counts))
+    class Kept(CE):
+        def loss(self, answers: Answers, step: Counts) -> Tensor:
+            loss = super().loss(answers, step)
+            return spoiled(loss) if kind == "retain" else loss
 
-    def retain_loss(self, answers: Answers, counts: Counts) -> Tensor:
-        return self.spoiled("retain", super().retain_loss(answers, counts))
+    return solving(Forget("graddiff"), combine=combine, retain=Kept("ce", 0.7))
 
 
 @pytest.mark.parametrize(
-    ("optim", "kind"),
+    ("optim", "combine", "kind"),
     [
-        pytest.param(ADAMW, "forget", id="adamw"),
-        pytest.param(soul(), "retain", id="soul"),
-        pytest.param(soul(Mode.alternating), "forget", id="alternating-forget"),
-        pytest.param(soul(Mode.alternating), "retain", id="alternating-retain"),
+        pytest.param(ADAMW, SUM, "forget", id="adamw"),
+        pytest.param(soul(), SUM, "retain", id="soul"),
+        pytest.param(soul(), ALTERNATING, "forget", id="alternating-forget"),
+        pytest.param(soul(), ALTERNATING, "retain", id="alternating-retain"),
     ],
 )
-def test_not_finite_loss_keeps_the_last_whole_step(tiny_lm: MakeLM, tmp_path: Path, optim: Optim, kind: str):
+def test_not_finite_loss_keeps_the_last_whole_step(
+    tiny_lm: MakeLM, tmp_path: Path, optim: Optim, combine: Combine, kind: str
+):
     whole, resumed, states = tiny_lm(), tiny_lm(), []
     work, broken = tmp_path / "parts", tiny_lm()
     with pytest.raises(NotFiniteError, match=rf"not finite at step 4 of 6: .*'loss_{kind}': nan.*{work}/checkpoint"):
         train(
-            broken, work, Breaking("graddiff", 0.7, kind, step=4), optim,
+            broken, work, breaking(kind, 4, combine), optim,
             progress=lambda *a: states.append(weights(broken).clone()),
         )  # fmt: skip
     kept = load_file(work / "checkpoint" / "tensors.safetensors")
     # in alternating mode half of step 4 has been taken when the retain loss breaks: then the last checkpoint counts
-    last = 2 if kind == "retain" and getattr(optim, "mode", None) is Mode.alternating else 3
+    last = 2 if kind == "retain" and combine is ALTERNATING else 3
     assert len(json.loads((work / "checkpoint" / "state.json").read_text())["records"]) == last
     params = torch.cat([kept[f"param.{i}"].flatten() for i in range(len(list(broken.parameters())))])
     assert torch.equal(params, states[last - 1])
-    expected = train(whole, tmp_path / "whole", optim=optim)
-    assert without_speed(train(resumed, work, optim=optim)) == without_speed(expected)
+    solved = solving(GA("graddiff"), 0.7, combine)
+    expected = train(whole, tmp_path / "whole", solved, optim)
+    assert without_speed(train(resumed, work, solved, optim)) == without_speed(expected)
     assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_not_finite_gradient_stops_the_run(tiny_lm: MakeLM, tmp_path: Path):
     class Cliff(GA):
-        def forget_loss(self, answers: Answers, counts: Counts) -> Tensor:
-            return (answers.logps.sum() * 0).abs().sqrt()  # 0, with an infinite slope
+        def loss(self, answers: Answers, step: Counts) -> Tensor:
+            return (answers.values.sum() * 0).abs().sqrt()  # 0, with an infinite slope
 
     with pytest.raises(NotFiniteError, match="the gradient norm is nan"):
-        train(tiny_lm(), tmp_path, Cliff("ga"))
+        train(tiny_lm(), tmp_path, replace(ASCENT, forget=Cliff("ga")))

@@ -21,17 +21,19 @@ MANIFEST = "manifest.json"
 class Cache:
     """Folders under `root`, by kind and key.  Safe for several processes."""
 
-    def __init__(self, root: Path, say: Callable[[str], None]):
-        self.root, self.say = root, say
+    def __init__(self, root: Path, log: Callable[[str], None]):
+        self.root, self.log = root, log
 
     def path(self, kind: str, key: dict[str, Any]) -> Path:
+        """Return where an entry lies, or would lie."""
         return self.root / kind / digest(key)
 
     def has(self, kind: str, key: dict[str, Any]) -> bool:
+        """Return whether an entry is there.  Its checksums are not looked at."""
         return (self.path(kind, key) / MANIFEST).is_file()
 
     def get(self, kind: str, key: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
-        """The entry's folder; where it is missing or damaged, build(work, out) fills `out` first.
+        """Return the entry's folder; where it is missing or damaged, build(work, out) fills `out` first.
 
         `work` is kept while the build is unfinished: what an interrupted build left there can be used.
         """
@@ -40,12 +42,12 @@ class Cache:
         if self._intact(target) and not work.exists():
             return target
         waiting = f"another process is making this {kind} entry; waiting for it"
-        with locked(target.with_suffix(".lock"), lambda: self.say(waiting)):
+        with locked(target.with_suffix(".lock"), lambda: self.log(waiting)):
             if self._intact(target):
                 shutil.rmtree(work, ignore_errors=True)  # a process may have ended right after publishing
                 return target
             if target.exists():
-                self.say(f"{target} is damaged (checksum); it is made again")
+                self.log(f"{target} is damaged (checksum); it is made again")
                 shutil.rmtree(target)
             shutil.rmtree(out, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)

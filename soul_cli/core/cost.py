@@ -83,7 +83,7 @@ def count(**amounts: int) -> None:
 
 
 def spent() -> dict[str, Any]:
-    """The innermost measurement so far, of all processes together (all of them call it), as plain values."""
+    """Return the innermost measurement so far, of all processes together (all of them call it), as plain values."""
     own = Cost()
     if _open:
         _open[-1].pause()
@@ -102,7 +102,7 @@ def resume(earlier: dict[str, Any]) -> None:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of this process's parts of the tensors."""
+    """Return the bytes of this process's parts of the tensors."""
     return sum(local(t).numel() * t.element_size() for t in tensors)
 
 

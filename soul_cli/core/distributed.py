@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import lru_cache
+from enum import Enum
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +27,7 @@ from torch import distributed as dist
 from soul_cli.core.types import UserError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Build = Callable[[Path, Path], None]
 
 TIMEOUT = timedelta(minutes=30)  # of a collective on tensors
@@ -33,8 +35,15 @@ PATIENCE = timedelta(days=7)  # with rank 0
 BUCKET = 1 << 23  # elements that are summed in one collective; larger tensors go alone, without a copy
 
 
+class Parallel(Enum):
+    """How several processes train one model: each has it whole and gradients are summed, or it is sharded (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 def start(trackers: list[str]) -> Accelerator:
-    """Accelerate's view of the machine; under a launcher it also starts the process group."""
+    """Return Accelerate's view of the machine; under a launcher it also starts the process group."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else Accelerate ignores torchrun where there is no GPU
         log_with=trackers or None,
@@ -49,20 +58,23 @@ def start(trackers: list[str]) -> Accelerator:
 
 
 def finish() -> None:
+    """End the process group, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world() -> int:
+    """Return how many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return which of them this one is, from 0."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def main() -> bool:
-    """Rank 0: the one that writes and speaks."""
+    """Return whether this is rank 0: the one that writes and speaks."""
     return rank() == 0
 
 
@@ -71,17 +83,18 @@ def main() -> bool:
 
 @lru_cache(maxsize=1)
 def control() -> dist.ProcessGroup | None:
-    """The group for objects and waits; None (the default group) on one process."""
+    """Return the group for objects and waits; None (the default group) on one process."""
     return dist.new_group(backend="gloo", timeout=PATIENCE) if world() > 1 else None
 
 
 def barrier() -> None:
+    """Wait until all ranks have come so far."""
     if world() > 1:
         dist.barrier(group=control())
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Return rank 0's value, on every rank."""
     if world() == 1:
         return value
     box = [value]
@@ -90,7 +103,7 @@ def broadcast(value: Any) -> Any:
 
 
 def everyone(value: T) -> list[T]:
-    """The value of each rank, in order of the ranks."""
+    """Return the value of each rank, in order of the ranks."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -99,12 +112,12 @@ def everyone(value: T) -> list[T]:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This rank's part of a list that all ranks have: every world-th item."""
+    """Return this rank's part of a list that all ranks have: every world-th item."""
     return items[rank() :: world()]
 
 
 def gather(mine: list[T]) -> list[T]:
-    """The parts of all ranks as one list again, in its old order: the inverse of `share`."""
+    """Return the parts of all ranks as one list again, in its old order: the inverse of `share`."""
     parts = everyone(mine)
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
@@ -128,8 +141,18 @@ def once(act: Callable[[], T]) -> T:
     return broadcast((value, None))[0]
 
 
+def by_rank_0(act: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that all ranks call and rank 0 alone carries out (see `once`)."""
+
+    @wraps(act)
+    def collective(*args: P.args, **kwargs: P.kwargs) -> T:
+        return once(lambda: act(*args, **kwargs))
+
+    return collective
+
+
 def together(get: Callable[[Build], Path], build: Build) -> Path:
-    """A cache entry for all ranks.  get: Cache.get but for its `build`.
+    """Return a cache entry for all ranks.  get: Cache.get but for its `build`.
 
     Rank 0 locks, checks and publishes; where it has to build, all ranks do.  `build` may use collectives; files are
     rank 0's to write.
@@ -163,14 +186,14 @@ def total(values: Tensor) -> Tensor:
 
 
 def total_numbers(values: list[float], device: torch.device) -> list[float]:
-    """Sums over the ranks.  device: where the process group takes tensors."""
+    """Return sums over the ranks.  device: where the process group takes tensors."""
     if world() == 1:
         return values
     return total(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of one dtype with at most BUCKET elements together; a larger one stands alone."""
+    """Yield runs of tensors of one dtype with at most BUCKET elements together; a larger one stands alone."""
     run: list[Tensor] = []
     for t in tensors:
         if run and (t.dtype != run[0].dtype or sum(x.numel() for x in run) + t.numel() > BUCKET):
@@ -200,11 +223,11 @@ def total_gradients(params: Sequence[Tensor]) -> None:
     if world() == 1:
         return
     used = total(torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device))
-    kept = [p for p, n in zip(params, used.tolist(), strict=True) if n]
-    for p in kept:
+    with_gradient = [p for p, n in zip(params, used.tolist(), strict=True) if n]
+    for p in with_gradient:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    total_each([p.grad for p in kept if p.grad is not None])
+    total_each([p.grad for p in with_gradient if p.grad is not None])
 
 
 # --- sharded tensors (FSDP2) -------------------------------------------------------------------------------
@@ -233,29 +256,32 @@ def shard(model: nn.Module, blocks: Collection[str], device: torch.device, *, of
 
 
 def sharded(t: Tensor) -> bool:
-    """Whether it is a DTensor.  The class is not imported for that: it takes half a second."""
+    """Return whether it is a DTensor.  The class is not imported for that: it takes half a second."""
     return hasattr(t, "to_local")
 
 
 def local(t: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor (shared memory), the tensor itself otherwise."""
+    """Return this rank's part of a sharded tensor (shared memory), the tensor itself otherwise."""
     return t.to_local() if sharded(t) else t  # type: ignore[attr-defined]
 
 
 def over_shards(value: Tensor, like: Tensor) -> Tensor:
-    """A sum over coordinates, completed by the other ranks' where tensors such as `like` are sharded."""
+    """Return a sum over coordinates, completed by the other ranks' where tensors such as `like` are sharded."""
     return total(value) if sharded(like) else value
 
 
 def norm(tensors: Iterable[Tensor], like: Tensor) -> float:
-    """L2 norm of all tensors together, in float32 or wider; over all ranks where tensors such as `like` are sharded."""
+    """Return the L2 norm of all tensors together, in float32 or wider.
+
+    It is over all ranks where tensors such as `like` are sharded.
+    """
     wide = torch.promote_types(like.dtype, torch.float32)
-    own = torch.stack([torch.linalg.vector_norm(local(t), dtype=wide) for t in tensors]).norm()
-    return math.sqrt(float(total(own.double() ** 2))) if sharded(like) else float(own)
+    of_rank = torch.stack([torch.linalg.vector_norm(local(t), dtype=wide) for t in tensors]).norm()
+    return math.sqrt(float(total(of_rank.double() ** 2))) if sharded(like) else float(of_rank)
 
 
 def every(t: Tensor, stride: int) -> Tensor:
-    """Every stride-th coordinate of the flattened tensor, counted over all ranks: those this rank holds."""
+    """Return every stride-th coordinate of the flattened tensor, counted over all ranks: those this rank holds."""
     if not sharded(t):
         return t.flatten()[::stride]
     rows = math.ceil(len(t) / world())  # FSDP2 deals out rows as torch.chunk does
@@ -264,12 +290,12 @@ def every(t: Tensor, stride: int) -> Tensor:
 
 
 def all_values(values: Tensor, like: Tensor) -> Tensor:
-    """The values of all ranks where tensors such as `like` are sharded, (N,) in no particular order."""
+    """Return the values of all ranks where tensors such as `like` are sharded, (N,) in no particular order."""
     return torch.cat(everyone(values.cpu())) if sharded(like) else values
 
 
 def whole_state(model: nn.Module) -> dict[str, Any] | None:
-    """The state dict of a sharded model, whole, on rank 0's CPU (empty on the others); None if it is not sharded."""
+    """Return the state dict of a sharded model, whole, on rank 0's CPU (empty elsewhere); None if it is not sharded."""
     if not sharded(next(model.parameters())):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,29 @@ CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.par
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON-able value, independent of key order."""
+    """Return a hash of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def plain(value: Any) -> Any:
+    """Return a dataclass tree as dicts, enums as their values."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.value if isinstance(value, Enum) else value
+
+
 def sha256(path: Path) -> str:
+    """Return the hash of a file's content."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
-    """Hash of names and contents.  Large files are hashed once and remembered by path, size and mtime."""
+    """Return a hash of names and contents.  Large files are hashed once and remembered by path, size and mtime."""
     memory_path = cache_dir / "file_hashes.json"
     memory = read_json(memory_path, {})
     known = len(memory)
@@ -45,24 +58,13 @@ def file_digest(files: Iterable[Path], cache_dir: Path) -> str:
             memory[key] = sha256(path)
         parts.append((path.name, memory[key]))
     if len(memory) > known:
-        write_text(memory_path, json.dumps(memory))
+        with suppress(OSError):  # a cache that can only be read serves too
+            write_text(memory_path, json.dumps(memory))
     return digest(parts)
 
 
-@lru_cache(maxsize=8)
-def code_digest(*parts: str) -> str:
-    """Hash of the package's source files (Python, C and YAML) under the named files and folders: no result outlives its
-    code.
-    """
-    files: list[Path] = []
-    for part in parts:
-        path = PACKAGE / part
-        files += sorted(p for p in path.rglob("*") if p.suffix in (".py", ".c", ".yaml")) if path.is_dir() else [path]
-    return digest([(str(f.relative_to(PACKAGE)), sha256(f)) for f in files])
-
-
 def read_json(path: Path, default: Any) -> Any:
-    """The file's content, or `default` where it is missing or not JSON."""
+    """Return the file's content, or `default` where it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -70,11 +72,16 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The values of a JSON Lines file, blank lines left out.
+    """Return the values of a JSON Lines file, blank lines left out.
 
     Not splitlines: JSON leaves U+2028 and the like as they are.
     """
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a JSON Lines file, a value a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 TEMPORARY = ".*.[0-9]*"  # a file that is being written

@@ -19,25 +19,39 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# under a launcher (torchrun, accelerate) the first process speaks
-console = Console(highlight=False, soft_wrap=False, quiet=int(os.environ.get("RANK", "0")) > 0)
+from soul_cli.core.streams import UNREAD, discard_output, printable
+
+
+class Screen(Console):
+    """Rich's console, but where nobody reads the output any more the command ends as `command` has it."""
+
+    def on_broken_pipe(self) -> None:
+        discard_output()
+        raise SystemExit(UNREAD)
+
+
+# under a launcher (torchrun, accelerate) the first process speaks; ":x:" in a path or a question is no emoji
+console = Screen(highlight=False, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
+if not console.width:  # COLUMNS=0, at which Rich prints nothing
+    console.width = 80
 
 
 class Bar:
-    """One progress bar; `to(done, total, note)` moves it."""
+    """One progress bar, with a line for each part."""
 
     def __init__(self, progress: Progress, label: str):
         self.progress, self.label = progress, label
         self.tasks: dict[str, TaskID] = {}
 
     def to(self, part: str, done: int, total: int, note: str = "") -> None:
+        """Show how much of a part is done, with a note behind it."""
         name = f"{self.label}: {part}" if part else self.label
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
         self.progress.update(self.tasks[name], completed=done, total=total, note=note)
 
     def line(self, label: str) -> Line:
-        """One line for work of many parts."""
+        """Return one line for work of many parts."""
         return Line(self, label)
 
 
@@ -54,21 +68,22 @@ class Line:
 
 @contextmanager
 def bar(label: str) -> Iterator[Bar]:
-    """A progress bar on a terminal; elsewhere one line at the end."""
+    """Show a progress bar on a terminal; elsewhere, and when it ends, one line."""
     began = time.perf_counter()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     live = console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not live) as progress:
         yield Bar(progress, label)
-    say(f"{label}: {time.perf_counter() - began:.0f} s")
+    log(f"{label}: {time.perf_counter() - began:.0f} s")
 
 
-def say(text: str) -> None:
-    console.print(text, markup=False)
+def log(text: str) -> None:
+    """Print a text.  Long lines stay whole: a terminal breaks them itself, and a path in a log can be copied."""
+    console.print(printable(text), markup=False, soft_wrap=True)

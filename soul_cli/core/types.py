@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -66,12 +66,12 @@ class Batch(Inputs):
 class Metric:
     """A number with what it needs to be read: direction, count, interval and definition.
 
-    goal: "up" or "down" is better, "retain": as near as possible to the retain-trained model.
+    goal: "up" or "down" is better, "retain": as near as possible to the retain-trained model, "": no side is better.
+    n: how many questions (prompts, documents) stand behind it; None: none, as behind a cost.
     """
 
     value: float
-    n: int
+    n: int | None
     goal: str
     definition: str
     ci95: tuple[float, float] | None = None
-    extra: dict[str, float] = field(default_factory=dict)

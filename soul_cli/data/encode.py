@@ -15,6 +15,7 @@ from soul_cli.core.types import QA, Prompted, UserError
 from soul_cli.data.prompts import CHAT, answer_end, prompt_text
 
 KEPT = 8192  # encoded pairs held in memory
+MEASURED = 1024  # texts tokenised at a time where only their lengths are asked for
 
 
 class Encoder:
@@ -73,6 +74,27 @@ class Encoder:
         if len(ids) > self.max_length:
             raise UserError(f"the text {text[:60]!r} takes {len(ids)} tokens, model.max_length is {self.max_length}")
         return Prompted(tuple(ids[:1]), (tuple(ids[1:]),))
+
+    def pair_lengths(self, items: Sequence[QA]) -> list[int]:
+        """Return the tokens of each question with its answer, as `pair` makes them, also beyond max_length.
+
+        UserError: an answer of no token.
+        """
+        lengths = []
+        for at in range(0, len(items), MEASURED):
+            some = items[at : at + MEASURED]
+            prompts = [prompt_text(self.template, self.tokenizer, qa.question, self.system) for qa in some]
+            texts = [prompt + gap + qa.answer for (prompt, gap), qa in zip(prompts, some, strict=True)]
+            out = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+            for qa, (prompt, _), offsets in zip(some, prompts, out.offset_mapping, strict=True):
+                if not qa.answer.strip() or not offsets or offsets[-1][1] <= len(prompt):
+                    raise UserError(f"the answer {qa.answer!r} to the question {qa.question!r} has no token")
+                lengths.append(len(self.bos) + len(offsets) + 1)
+        return lengths
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text, as `text` makes them, also beyond max_length."""
+        return [len(self.bos) + len(self._ids(text)[0]) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from soul_cli.core.types import UserError
@@ -29,6 +30,9 @@ TEMPLATES: dict[str, Template] = {
     "plain": Template("Question: {q}\nAnswer:", "{s}\n\nQuestion: {q}\nAnswer:", gap=" "),
 }
 CHAT = "chat"  # the tokenizer's own chat template
+# the day that chat templates are rendered on, so that a model is trained and evaluated on one prompt whatever the clock
+# says: that of open-unlearning's configurations of Llama 3 (`date_string`)
+TODAY = datetime(2025, 4, 10)
 
 
 def prompt_text(template: str, tokenizer: Any, question: str, system: str = "") -> tuple[str, str]:
@@ -53,7 +57,10 @@ def _chat(tokenizer: Any, turns: dict[str, str], **options: bool) -> str:
     """Return the turns (role -> text) as the tokenizer's chat template writes them."""
     messages = [{"role": role, "content": text} for role, text in turns.items()]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **{"add_generation_prompt": True, **options})
+        return tokenizer.apply_chat_template(
+            messages, chat_template=dated(tokenizer.get_chat_template()), tokenize=False,
+            date_string=TODAY.strftime("%d %b %Y"), **{"add_generation_prompt": True, **options},
+        )  # fmt: skip
     except Exception as error:  # whatever a template raises
         raise UserError(
             f"model.template=chat: the tokenizer's chat template does not take the roles {', '.join(turns)} "
@@ -85,3 +92,18 @@ def answer_end(template: str, tokenizer: Any) -> int | None:
     behind = tokenizer(text.rpartition(words)[2], add_special_tokens=False).input_ids
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((i for i in behind if i in special), tokenizer.eos_token_id)
+
+
+def dated(template: str) -> str:
+    """Return a chat template (Jinja) whose clock, `strftime_now`, stands at TODAY.
+
+    A macro takes the place of the function, as transformers passes no functions on to templates.
+    """
+    if "strftime_now" not in template:
+        return template
+    values = {f"%{c}": TODAY.strftime(f"%{c}") for c in "aAbBcdfGHIjmMpSuUVwWxXyY"}
+    values |= {f"%-{c}": values[f"%{c}"].lstrip("0") or "0" for c in "dHIjmMSUWy"}
+    values = {"%%": "\0", **values, "\0": "%"}
+    text = "".join(f"|replace({old!r},{new!r})" for old, new in values.items())
+    # a line of its own, so that the template begins where it began; a newline behind a tag is none of the text
+    return f"{{% macro strftime_now(format) %}}{{{{ format{text} }}}}{{% endmacro %}}\n{template}"

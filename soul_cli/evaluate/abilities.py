@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from soul_cli.core.types import Prompted, UserError
-from soul_cli.evaluate.decoding import WAYS, Rows
+from soul_cli.evaluate.decoding import Rows, ways
 from soul_cli.evaluate.trees import Tree, plant
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.models.checks import positions
@@ -39,22 +39,23 @@ class Abilities:
     decoding: type[Rows]  # the way to generate
 
 
-_known: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[str, Abilities]] = WeakKeyDictionary()  # by kind of device
 
 
 def abilities(lm: Any) -> Abilities:
-    """Return how the model may be asked, tried at the first call.
+    """Return how the model may be asked where it lies, tried at the first call.
 
     UserError: its predictions cannot be had here as it gives them by itself, so that it must not be trained.
     """
-    if lm not in _known:
+    known = _known.setdefault(lm, {})
+    if lm.device.type not in known:
         training = lm.training
         lm.eval()
         try:
-            _known[lm] = _tried(lm)
+            known[lm.device.type] = _tried(lm)
         finally:
             lm.train(training)
-    return _known[lm]
+    return known[lm.device.type]
 
 
 @torch.inference_mode()
@@ -70,7 +71,7 @@ def _tried(lm: Any) -> Abilities:
             f"{type(lm).__name__} ({lm.config.model_type}) cannot be trained or scored here: it cannot read "
             f"a dozen tokens ({type(error).__name__}: {error})"
         ) from error
-    decoding = next((way for way in WAYS if trial.holds(partial(trial.decoded, way))), None)
+    decoding = next((way for way in ways(lm.device) if trial.holds(partial(trial.decoded, way))), None)
     if decoding is None:
         raise UserError(f"{type(lm).__name__} cannot generate here: what it says in a batch is not what it says alone")
     return Abilities(trial.holds(trial.branched), reach(lm), decoding)
@@ -124,7 +125,7 @@ class Trial:
     def _asked(self, trees: Sequence[Tree]) -> Tensor:
         """Return the predictions (T, V) at the places that trees ask about, by AnswerModel."""
         batch = plant(trees).to(self.lm.device)
-        return self.model(batch, [Look(normal, ())])[0]
+        return self.model(batch, [Look(normal, ())]).looks[0]
 
     def branched(self) -> float:
         """Return how far the predictions in a tree are from the model's own."""
@@ -145,7 +146,7 @@ class Trial:
         The first row grows beyond a window of the model, and leaves.
         """
         starts = [self.length - 6, self.length - (10 if way.mixed else 6)]
-        rows = way(self.lm, [s[:n] for s, n in zip(self.sequences, starts, strict=True)])
+        rows = way(self.lm, [s[:n] for s, n in zip(self.sequences, starts, strict=True)], 4)
         errors: list[float] = []
         for step in range(3):
             errors += self._compare(rows, [(own, n + step) for own, n in zip(self.own, starts, strict=True)])

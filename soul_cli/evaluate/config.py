@@ -8,6 +8,7 @@ from typing import Any
 
 from soul_cli.core.types import UserError
 from soul_cli.evaluate.general import LmEvalConfig
+from soul_cli.evaluate.judges import JUDGES, judge_identity
 
 
 @dataclass
@@ -30,10 +31,19 @@ class EvalConfig:
             raise UserError(f"eval.min_k={self.min_k}: must be above 0, at most 100")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"eval.limit={self.limit}: must be 1 or more, or null")
+        if self.judge not in JUDGES:
+            raise UserError(f"eval.judge={self.judge!r}: must be one of {', '.join(JUDGES)}")
+
+    @property
+    def libraries(self) -> set[str]:
+        """Return the libraries that this asks for, of those that others do without."""
+        sbert = {"sentence_transformers"} if self.judge == "sbert" else set()
+        return sbert | ({"lm_eval"} if self.lm_eval.tasks else set())
 
     def identity(self) -> dict[str, Any]:
-        """All that determines rows, as plain values; files by content, not by path."""
-        return {**asdict(self), "lm_eval": self.lm_eval.identity()}
+        """Return all that determines rows, as plain values; files by content, not by path."""
+        values = {k: v for k, v in asdict(self).items() if k != "sbert_model"}
+        return {**values, "judge": judge_identity(self.judge, self.sbert_model), "lm_eval": self.lm_eval.identity()}
 
 
 class Select(Enum):

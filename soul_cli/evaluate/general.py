@@ -39,7 +39,6 @@ FILES = {
 }
 GENERAL = "general"
 WINDOW_TOKENS = 8192  # a forward's: logits of 16 windows of 8,192 tokens are 25 GB at a vocabulary of 49,152
-LOCAL_TASKS = Path(__file__).parent / "lm_tasks"
 
 
 @dataclass
@@ -218,7 +217,10 @@ def _load(name: str, path: Path | None, include_path: str | None) -> Any:
         if path is not None:
             from lm_eval.tasks import TaskManager
 
-            manager = TaskManager(include_path=LOCAL_TASKS, include_defaults=False, metadata={"path": str(path)})
+            from soul_cli.evaluate import lm_tasks  # brings pyarrow
+
+            here = Path(lm_tasks.__file__).parent
+            manager = TaskManager(include_path=here, include_defaults=False, metadata={"path": str(path)})
         else:
             manager = _index(include_path)
         if name not in manager.all_tasks:
@@ -228,6 +230,8 @@ def _load(name: str, path: Path | None, include_path: str | None) -> Any:
             )
         try:
             return manager.load([name])
+        except UserError:
+            raise
         except Exception as error:
             text = (str(error).splitlines() or [""])[0]
             raise UserError(

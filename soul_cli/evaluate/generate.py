@@ -30,8 +30,8 @@ def greedy(
 
     ends: the tokens that end a continuation.  most_new: for each prompt the most tokens to generate.
     known: what each continuation begins with, its end included where it is known to end (`likelihood.recited`).
-    budget: padded tokens a batch.  Prompts are batched by length.  A row that has ended leaves the batch as soon as
-    that frees a quarter of it, where the model can do without it (`abilities`).
+    budget: padded tokens a batch.  Prompts are batched by length.  Rows that have ended leave the batch as soon as
+    that frees enough of it, where the model can do without them (`abilities`).
     """
     outputs: list[list[int]] = [[] for _ in prompts]
     room = list(most_new)
@@ -83,12 +83,12 @@ def _decode(
     device = lm.device
     last = torch.tensor(sorted(ends), dtype=torch.long, device=device)
     left, names = torch.tensor(room, device=device), torch.arange(len(prompts), device=device)
-    rows = decoding(lm, prompts)
+    rows = decoding(lm, prompts, max(room))
     made: list[tuple[torch.Tensor, torch.Tensor]] = []  # (row, token) of every kept token
     active = torch.ones_like(names, dtype=torch.bool)
     count = 0
     while bool(active.any()):
-        if decoding.leaves and int(active.sum()) <= 0.75 * len(active):
+        if decoding.leaves and int(active.sum()) <= (1 - decoding.worth) * len(active):
             stay = active.nonzero().squeeze(1)
             rows.keep(stay)
             names, left, active = names[stay], left[stay], active[stay]

@@ -54,6 +54,40 @@ def scores(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def each(
+    model: AnswerModel,
+    rows: Sequence[Prompted],
+    look: Callable[[Tensor, Tensor], Tensor] | None,
+    *,
+    layer: int | None,
+    budget: int,
+    autocast: Autocast = nullcontext,
+) -> list[Tensor]:
+    """Return what a function of (logits, targets) makes of the answer tokens of each row of one answer, (T,) or (T, k).
+
+    look: the function; None: the hidden states (T, D) behind the layer, where that is None the last.  Rows are batched
+    as in scoring; the result lies on the CPU.
+    """
+    device = next(model.parameters()).device
+    results: list[Tensor] = [torch.empty(0)] * len(rows)
+    for indices in by_length([len(Tree(row)) for row in rows], budget):
+        trees = [Tree(rows[i]) for i in indices]
+        batch = plant(trees).to(device)
+        with autocast():
+            if look is not None:
+                found = model(batch, [Look(look, (batch.targets,))]).looks[0]
+            elif layer is None:
+                found = model.hidden(batch)
+            else:
+                found = model(batch, [], layer, head=False).states
+        cost.count(forward_passes=1, scored_tokens=sum(len(rows[i]) for i in indices))
+        parts = found.cpu().split([len(tree.pairs) for tree in trees])
+        for i, part in zip(indices, parts, strict=True):
+            results[i] = part
+    return results
+
+
+@torch.inference_mode()
 def score(
     model: AnswerModel,
     groups: Sequence[Prompted],
@@ -78,7 +112,7 @@ def score(
         trees = [Tree(rows[i], score_prompt=score_prompt and first[i]) for i in indices]
         batch = plant(trees).to(device)
         with autocast():
-            (found,) = model(batch, [Look(scores, (batch.targets,))])
+            (found,) = model(batch, [Look(scores, (batch.targets,))]).looks
         cost.count(forward_passes=1, scored_tokens=sum(len(rows[i]) for i in indices))
         values, correct = found[:, 0].tolist(), found[:, 1].int().tolist()
         start = 0

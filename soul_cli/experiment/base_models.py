@@ -16,6 +16,8 @@ from soul_cli.models.load import Architecture, untrained
 from soul_cli.optim.build import AdamW, Muon
 from soul_cli.train.config import TrainConfig
 
+SMALLEST = 256 + 3  # vocabulary of a byte-level BPE: the bytes, BOS, EOS and PAD
+
 
 @dataclass
 class Recipe:
@@ -50,6 +52,8 @@ class Model:
             raise UserError(f"model.template={self.template!r}: must be one of {', '.join([*TEMPLATES, CHAT])}")
         if self.dtype not in ("float32", "bfloat16", "float64"):
             raise UserError(f"model.dtype={self.dtype!r}: must be float32, bfloat16 or float64")
+        if self.max_length < 2:
+            raise UserError(f"model.max_length={self.max_length}: must be 2 or more")
 
 
 @dataclass
@@ -84,16 +88,28 @@ class EmbeddedModel(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for key in ("hidden", "layers", "heads"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be 1 or more")
+        for key in ("style_authors", "fact_repeats"):
+            if getattr(self, key) < 0:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be 0 or more")
+        if self.vocab < SMALLEST:
+            raise UserError(f"model.vocab={self.vocab}: must be {SMALLEST} or more, the bytes and three special tokens")
         if self.hidden % (2 * self.heads):
-            raise UserError(f"model.hidden={self.hidden}: must be a multiple of 2 * model.heads ({2 * self.heads})")
+            raise UserError(
+                f"model.hidden={self.hidden}: must be a multiple of {2 * self.heads}, that is 2 * model.heads: "
+                f"each of the {self.heads} heads has as many dimensions, an even number (rotary positions turn pairs)"
+            )
 
     @property
     def inner(self) -> int:
-        """Width of the MLP."""
-        return self.hidden * 8 // 3 // 16 * 16
+        """Return the width of the MLP."""
+        return max(16, self.hidden * 8 // 3 // 16 * 16)
 
     @property
     def architecture(self) -> Architecture:
+        """Return what the model is built of."""
         return Architecture(
             model_type="llama", hidden_size=self.hidden, num_hidden_layers=self.layers, num_attention_heads=self.heads,
             num_key_value_heads=self.heads, intermediate_size=self.inner, vocab_size=self.vocab,
@@ -119,7 +135,7 @@ class EmbeddedModel(Model):
 
 
 def train_tokenizer(texts: list[str], vocab: int, max_length: int) -> Any:
-    """A byte-level BPE with BOS, EOS and PAD of their own."""
+    """Return a byte-level BPE with BOS, EOS and PAD of their own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from soul_cli.core.types import QA, UserError
+from soul_cli.core.types import UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, takes_system
-from soul_cli.evaluate.judges import make_judge
+from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment import evaluation, models
 from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
 from soul_cli.models.checks import check_sizes, positions
 from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
+from soul_cli.objective.methods import Problem, Prompting
+from soul_cli.tasks.base import check_lengths, measure_training, read_retain_rows
 
 
 class Reader(NamedTuple):
@@ -27,20 +29,24 @@ def check(context: Context) -> list[str]:
     config, data = context.config, context.data
     first = _first(context)
     encoder = _encoder(context, first)
-    _check_training(context, encoder)
-    _check_evaluation(context, first, data.system_prompt if config.method.prompts else "")
+    if config.problem is not None:
+        check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
+    prompts = isinstance(config.method, Prompting)
+    _check_lengths(context, encoder)
+    _check_evaluation(context, first, data.system_prompt if prompts else "")
+    if config.task.retain_rows:
+        given = read_retain_rows(evaluation.retain_rows_file(config.task.retain_rows))
+        config.task.check_retain_rows(given, evaluation.splits(context))
     if config.task.retain_model:
         ref = context.given(config.task.retain_model)
         _check_evaluation(context, _reader(context, ref))
         if "target" in models.missing(context):
-            context.load(ref)  # else it would be read after the target model is trained
-    if config.eval.judge != "rougeL":
-        make_judge(config.eval.judge, config.eval.sbert_model)
-    notes = []
+            abilities(context.load(ref))  # else it would be asked after the target model is trained
+    notes = config.task.cut(encoder, evaluation.splits(context), config.eval)
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
-    if config.method.prompts and context.template == CHAT and not takes_system(first.tokenizer):
+    if prompts and context.template == CHAT and not takes_system(first.tokenizer):
         notes.append("the chat template takes no system role: the system prompt opens the user's turn")
     return notes
 
@@ -66,15 +72,14 @@ def _encoder(context: Context, reader: Reader, system: str = "") -> Encoder:
     return Encoder(reader.tokenizer, context.template, context.config.model.max_length, system)
 
 
-def _check_training(context: Context, encoder: Encoder) -> None:
-    """Encode what models are trained on, for the errors."""
-    data, method = context.data, context.config.method
-    rows = data.full if models.needs_base(context) else data.forget + (data.retain if method.needs_retain else [])
-    if method.learns_refusal and data.forget:
-        refusal = max(data.refusals, key=lambda text: len(encoder.pair("Who?", text)))
-        rows = rows + [QA(qa.question, refusal) for qa in data.forget]
-    for qa in rows:
-        encoder.pair(qa.question, qa.answer)
+def _check_lengths(context: Context, encoder: Encoder) -> None:
+    """Refuse texts that model.max_length does not hold; a system prompt comes on top of it."""
+    data, config = context.data, context.config
+    rows = data.full if models.needs_base(context) else data.forget + data.retain
+    refuses = config.problem is not None and config.problem.answers_with("refusal")
+    parts = measure_training(encoder, data, rows, refuses=refuses)
+    parts |= {split: config.task.measure(encoder, split, items) for split, items in evaluation.splits(context).items()}
+    check_lengths(parts, config.model.max_length)
 
 
 def _check_evaluation(context: Context, reader: Reader, system: str = "") -> None:
@@ -88,4 +93,13 @@ def _check_evaluation(context: Context, reader: Reader, system: str = "") -> Non
             raise UserError(
                 f"{split}: up to {longest} tokens are read at once{prompt} (eval.max_total={config.eval.max_total}), "
                 f"the model reads {reader.limit}"
+            )
+
+
+def check_layers(problem: Problem, layers: int) -> None:
+    """Refuse a term on a layer that the model has not.  layers: how many it has."""
+    for term in problem.terms.values():
+        if term.needs.layer is not None and not 0 <= term.needs.layer < layers:
+            raise UserError(
+                f"{term.name}: there is no layer {term.needs.layer}; the model has layers 0 to {layers - 1}"
             )

@@ -6,42 +6,25 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any
 
 from soul_cli.core import cost
-from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import main, once, together
-from soul_cli.core.files import code_digest, read_json, write_text
+from soul_cli.core.files import read_json, write_text
 from soul_cli.data.encode import Encoder
-from soul_cli.evaluate.abilities import abilities
-from soul_cli.experiment.config import RunConfig
+from soul_cli.data.prompts import CHAT, prompt_text
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
-from soul_cli.tasks.base import TaskData
+
+if TYPE_CHECKING:  # the code behind what is handed in: what it decides stands in the keys as values
+    from accelerate import Accelerator
+
+    from soul_cli.core.cache import Cache
+    from soul_cli.experiment.config import RunConfig
+    from soul_cli.tasks.base import TaskData
 
 COST = "cost.json"  # in a cache entry: what it cost to make
-LIBRARIES = ("torch", "transformers", "tokenizers")
-# source files that determine the weights of fine-tuned models, those of unlearned ones, and those that determine rows
-TRAINING = (
-    "train/loop.py", "train/checkpoint.py", "core/distributed.py", "objective", "models",
-    "experiment/base_models.py", "optim", "data",
-)  # fmt: skip
-UNLEARNING = (*TRAINING, "train/influence.py")
-EVALUATION = ("core/distributed.py", "objective/losses.py", "models", "tasks", "evaluate", "data")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that determine numbers."""
-    return {name: version(name) for name in LIBRARIES}
-
-
-def code(parts: tuple[str, ...]) -> dict[str, Any]:
-    """Return what a key says of the code behind a result."""
-    return {"code": code_digest(*parts), "versions": versions()}
 
 
 @dataclass
@@ -82,13 +65,19 @@ class Context:
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         """Return the model of a reference, in eval mode."""
-        lm = models.load(ref, device or self.accelerator.device, self.config.model.dtype)
-        abilities(lm)  # refuses a model whose own predictions cannot be had
-        return lm
+        return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
 
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
         """Return what encodes questions and answers for the model of a reference."""
         return Encoder(models.load_tokenizer(ref), self.template, self.config.model.max_length, system)
+
+    def rendered(self, ref: ModelRef, system: str = "") -> tuple[str, str]:
+        """Return a question's prompt and what stands before its answer, as the model of a reference reads them.
+
+        For keys: a chat template is a program, whose text may depend on more than its source.
+        """
+        tokenizer = models.load_tokenizer(ref) if self.template == CHAT else None
+        return prompt_text(self.template, tokenizer, "Who?", system)
 
     @property
     def template(self) -> str:

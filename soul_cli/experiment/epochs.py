@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from soul_cli.core import cost
-from soul_cli.core.distributed import once, sharded
-from soul_cli.core.files import publish, read_lines, write_text
+from soul_cli.core.distributed import by_rank_0, once, sharded
+from soul_cli.core.files import publish
+from soul_cli.core.run_folder import RunFolder, plain_metrics
 from soul_cli.core.screen import Bar
 from soul_cli.core.types import Metric, Row, UserError
 from soul_cli.data.encode import Encoder
@@ -22,8 +22,6 @@ from soul_cli.experiment.evaluation import evaluate
 from soul_cli.experiment.models import save
 from soul_cli.models.load import ModelRef
 
-FILE = "epochs.jsonl"
-BEST = "best"  # in the work folder: the weights with the highest score so far
 Line = dict[str, Any]
 
 
@@ -36,20 +34,18 @@ class EpochEvaluation:
     """
 
     context: Context
-    folder: Path  # of the run
-    work: Path
+    folder: RunFolder
     encoder: Encoder
     rows: dict[str, list[Row]]  # of the original and, where there is one, the retain-trained model
     progress: Bar
     lines: list[Line] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # those in `work` are of this training; one that is done anew overwrites the run folder's
-        self.lines = once(lambda: lines_of(self.work))
+        self.lines = self.folder.epochs_so_far()
 
     @cached_property
     def references(self) -> dict[str, dict[str, Metric]]:
-        """Metrics of the other models on the same few rows."""
+        """Return metrics of the other models on the same few rows."""
         return {name: self._summary(rows) for name, rows in self.rows.items()}
 
     def __call__(self, lm: Any, epoch: int) -> None:
@@ -59,29 +55,40 @@ class EpochEvaluation:
         assert every is not None
         if (epoch % every and epoch != last) or any(line["epoch"] == epoch for line in self.lines):
             return
-        parts = self.work / f"epoch{epoch}"
+        parts = self.folder.work / f"epoch{epoch}"
         with cost.measure():
             model = self._whole(lm)
             show = self.progress.line(f"evaluating, epoch {epoch}")
             rows = evaluate(self.context, lambda: model, self.encoder, parts, show, config.epoch_eval.limit)
             line = once(lambda: self._line(epoch, rows)) | {"cost": cost.spent()}
-        if config.epoch_eval.select is Select.best and epoch and chosen([*self.lines, line]) is line:
+        if config.epoch_eval.select is Select.best and epoch and best_line([*self.lines, line]) is line:
             self._keep(lm)
         self.lines.append(line)
-        once(lambda: self._write(parts))
+        self.folder.write_epochs(self.lines)
+        remove(parts)
+        remove(self.whole)
 
     def _whole(self, lm: Any) -> Any:
-        """lm; of a sharded one a whole copy on each process."""
+        """Return lm; of a sharded one a whole copy on each process."""
         if not sharded(next(lm.parameters())):
             return lm
-        copy = self.work / ".whole"
-        save(lm, self.encoder, copy)
-        return self.context.load(ModelRef(str(copy), ""))
+        save(lm, self.encoder, self.whole)
+        return self.context.load(ModelRef(str(self.whole), ""))
+
+    @property
+    def whole(self) -> Path:
+        """Return where a copy of a sharded model lies while it is evaluated."""
+        return self.folder.work / ".whole"
+
+    @property
+    def best(self) -> Path:
+        """Return where the weights with the highest score so far lie."""
+        return self.folder.work / "best"
 
     def _keep(self, lm: Any) -> None:
-        temporary = self.work / ".best"
+        temporary = self.folder.work / ".best"
         save(lm, self.encoder, temporary)
-        once(lambda: publish(temporary, self.work / BEST))
+        once(lambda: publish(temporary, self.best))
 
     def _line(self, epoch: int, rows: list[Row]) -> Line:
         models = {**self.references, "this_run": self._summary(rows)}
@@ -93,57 +100,52 @@ class EpochEvaluation:
                 raise UserError(
                     f"epoch_eval.select=best: the score needs {missing}, which this run does not have; take select=last"
                 ) from None
-        return {"epoch": epoch, "score": score, "metrics": values(models["this_run"])}
+        return {"epoch": epoch, "score": score, "metrics": metric_values(models["this_run"])}
 
     def _summary(self, rows: list[Row]) -> dict[str, Metric]:
-        """Metrics on the first rows of each split."""
+        """Return metrics on the first rows of each split."""
         config, limit = self.context.config, self.context.config.epoch_eval.limit
 
-        def few(some: list[Row]) -> list[Row]:
-            return [r for r in some if r["split"] != general.SPLIT and r["index"] < limit]
+        def first(rows: list[Row]) -> list[Row]:
+            return [r for r in rows if r["split"] != general.SPLIT and r["index"] < limit]
 
         retain = self.rows.get("retain_trained")
         metrics, _ = config.task.summarise(
-            few(rows), few(retain) if retain else None, config.eval, facts_trained=config.model.facts_trained
+            first(rows), first(retain) if retain else None, config.eval, facts_trained=config.model.facts_trained
         )
         return metrics
 
-    def _write(self, parts: Path) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_text(self.work / FILE, text)
-        write_text(self.folder / FILE, text)
-        for done in (parts, self.work / ".whole"):
-            shutil.rmtree(done, ignore_errors=True)
-
     def spent(self) -> dict[str, Any]:
-        """What all evaluations cost together."""
+        """Return what all evaluations cost together."""
         total = cost.Cost()
         for line in self.lines:
             total.add(cost.Cost(**line["cost"]))
         return vars(total) | {"seconds": round(total.seconds, 3)}
 
     def outcome(self) -> dict[str, Any]:
-        """For metrics.json: which epoch's weights the run ends with, by which rule, and the levels to compare with."""
+        """Return for metrics.json which epoch's weights the run ends with, by which rule, and what to compare with."""
         config = self.context.config
         best = config.epoch_eval.select is Select.best
-        line = chosen(self.lines) if best else self.lines[-1]
+        line = best_line(self.lines) if best else self.lines[-1]
         rule = " ".join((config.task.selection_score.__doc__ or "").split())
-        levels = {name: values(metrics) for name, metrics in self.references.items()}
+        levels = {name: metric_values(metrics) for name, metrics in self.references.items()}
         return {
             "select": config.epoch_eval.select.value, "epoch": line["epoch"], "score": line["score"],
             "of": [each["epoch"] for each in self.lines], "rule": rule, "levels": levels,
         }  # fmt: skip
 
 
-def lines_of(folder: Path) -> list[Line]:
-    return read_lines(folder / FILE) if (folder / FILE).is_file() else []
+@by_rank_0
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def chosen(lines: list[Line]) -> Line:
-    """The line with the highest score, the earliest of equals.  Epoch 0 is no unlearned model and never chosen."""
+def best_line(lines: list[Line]) -> Line:
+    """Return the line with the highest score, the earliest of equals; never epoch 0, which is no unlearned model."""
     return max(lines, key=lambda line: (line["epoch"] > 0, line["score"], -line["epoch"]))
 
 
-def values(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
-    """Numbers alone; directions and definitions are those of metrics.json."""
-    return {k: {"value": m.value, "n": m.n, "ci95": m.ci95, "extra": m.extra} for k, m in metrics.items()}
+def metric_values(metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Return numbers alone; directions and definitions are those of metrics.json."""
+    return {k: {x: m[x] for x in ("value", "n", "ci95")} for k, m in plain_metrics(metrics).items()}

@@ -11,12 +11,13 @@ from typing import Any
 
 from soul_cli.core import cost
 from soul_cli.core.distributed import everyone, main, once, rank, share, world
-from soul_cli.core.files import digest, read_json, read_lines, write_text
+from soul_cli.core.files import digest, read_json, read_lines, write_lines, write_text
 from soul_cli.core.screen import Bar, Line, bar
-from soul_cli.core.types import QA, Row
+from soul_cli.core.types import QA, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.evaluate import general
-from soul_cli.experiment.context import EVALUATION, Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
 
 
@@ -27,19 +28,19 @@ def rows(context: Context, phase: str, ref: ModelRef, label: str, system: str = 
         with bar(f"evaluating {label}") as progress:
             found = evaluate(context, lambda: context.load(ref), context.encoder(ref, system), work, progress)
         if main():
-            write_rows(out / "rows.jsonl", found)
+            write_lines(out / "rows.jsonl", found)
 
     return read_lines(context.entry(phase, "rows", _rows_key(context, ref, system), build) / "rows.jsonl")
 
 
 def _rows_key(context: Context, ref: ModelRef, system: str) -> dict[str, Any]:
-    model = context.config.model
+    model, task, config = context.config.model, context.config.task, context.config.eval
     return {
         "model": ref.digest,
         "splits": {name: digest([asdict(qa) for qa in items]) for name, items in splits(context).items()},
-        "template": [context.template, model.max_length, model.dtype, system],
-        "eval": context.config.eval.identity(),
-        **code(EVALUATION),
+        "template": [context.template, context.rendered(ref, system), model.max_length, model.dtype, system],
+        "eval": config.identity(),
+        **code(__name__, type(task).__module__, libraries=config.libraries),
     }
 
 
@@ -69,12 +70,12 @@ def evaluate(
         if done is None:
             lm = load() if lm is None else lm
 
-            def show(what: str, done: int, total: int, part: str = part) -> None:
+            def report_progress(what: str, done: int, total: int, part: str = part) -> None:
                 progress.to(f"{part}, {what}", done, total)
 
             with cost.measure():
                 cost.count(parameter_bytes=cost.tensor_bytes(lm.parameters()))
-                done = {"rows": compute(lm, progress=show), "cost": cost.spent()}
+                done = {"rows": compute(lm, progress=report_progress), "cost": cost.spent()}
             if main():
                 write_text(path, json.dumps(done))
         cost.resume(done["cost"])
@@ -88,7 +89,7 @@ def _parts(context: Context, encoder: Encoder, limit: int | None) -> Iterator[tu
     """Yield name and evaluation (of a model, to rows) of each part: the task's splits, lm-eval's tasks."""
     config = context.config.eval
     for split, items in splits(context, limit).items():
-        yield split, partial(_split, context, encoder=encoder, split=split, items=items)
+        yield split, partial(_evaluate_split, context, encoder=encoder, split=split, items=items)
     if limit is not None:
         return
     about = {"tokenizer": encoder.tokenizer, "config": config.lm_eval, "system": encoder.system}
@@ -97,7 +98,7 @@ def _parts(context: Context, encoder: Encoder, limit: int | None) -> Iterator[tu
         yield f"{general.SPLIT}_{name}", lambda lm, progress, run=compute: once(lambda: run(lm, progress=progress))
 
 
-def _split(
+def _evaluate_split(
     context: Context,
     lm: Any,
     *,
@@ -108,12 +109,19 @@ def _split(
 ) -> list[Row]:
     """Return the rows of a split, by item.  Every process evaluates its share with a whole model of its own."""
     config = context.config
-    own = config.task.evaluate(lm, encoder, split, list(share(items)), config.eval, progress)
-    for row in own:
+    share_rows = config.task.evaluate(lm, encoder, split, list(share(items)), config.eval, progress)
+    for row in share_rows:
         row["index"] = row["index"] * world() + rank()  # in the split, not in the share
-    return sorted((row for rows in everyone(own) for row in rows), key=lambda row: row["index"])
+    return sorted((row for rows in everyone(share_rows) for row in rows), key=lambda row: row["index"])
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a JSON Lines file, a row a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def retain_rows_file(given: str) -> Path:
+    """Return the file of task.retain_rows: a rows file, or that of a run folder.
+
+    Of a run folder it is the unlearned model's, with method=none the original's.
+    """
+    path = Path(given).expanduser()
+    for file in (path / "rows.jsonl", path / "rows_original.jsonl", path):
+        if file.is_file():
+            return file
+    raise UserError(f"task.retain_rows={given}: no such file (a rows.jsonl, or a run folder)")

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from soul_cli.core.distributed import world
-from soul_cli.experiment.base_models import EmbeddedModel, HubModel
+from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
-from soul_cli.experiment.models import missing
-from soul_cli.models.load import count_parameters, lm_config
-from soul_cli.tasks.base import TaskData
+from soul_cli.experiment.models import missing, unlearned_config
+from soul_cli.models.load import count_parameters
 
 TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
 TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
 
 
-def describe(config: RunConfig, data: TaskData, context: Context, folder: Path, notes: Sequence[str]) -> str:
+def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
     """Return the header that is printed before anything costly happens.  notes: what the checks found worth saying."""
+    config, data = context.config, context.data
     model = config.model
     base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
     target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
@@ -35,67 +35,66 @@ def describe(config: RunConfig, data: TaskData, context: Context, folder: Path, 
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
         *(f"         {note}" for note in notes),
-        f"unlearn  {what(config)}"
-        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.method.optimizes else ""),
+        f"unlearn  {method_label(config)}"
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
-        *([between(config, context)] if config.evaluates_epochs else []),
+        *([epochs_line(context)] if config.evaluates_epochs else []),
         f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
         f"results  {folder}",
     ]
-    lines.append(f"time     about {roughly(estimate(config, data, context))}")
+    lines.append(f"time     about {format_time(estimate(context))}")
     return "\n".join(lines)
 
 
-def between(config: RunConfig, context: Context) -> str:
-    """The header's line on evaluation during unlearning."""
-    settings = config.epoch_eval
+def epochs_line(context: Context) -> str:
+    """Return the header's line on evaluation during unlearning."""
+    settings = context.config.epoch_eval
     count = sum(map(len, splits(context, settings.limit).values()))
-    kept = f"{settings.select.value} epoch kept"
-    return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {kept}"
+    choice = f"{settings.select.value} epoch kept"
+    return f"epochs   {count} questions every {settings.every} epochs (not in the time below); {choice}"
 
 
-def what(config: RunConfig) -> str:
-    """The method, and the optimizer where it has one."""
-    method = config.method
-    return f"{method.name} with {config.optim.name}" if method.optimizes else method.name
+def method_label(config: RunConfig) -> str:
+    """Return the method, and the optimizer where it has one."""
+    return f"{config.title} with {config.optim.name}" if config.optimizes else config.title
 
 
 def parameters(config: RunConfig) -> int:
-    """Parameters of the model that is unlearned, counted without weights."""
-    m = config.model
-    if config.task.target_model or isinstance(m, HubModel):
-        return count_parameters(lm_config(config.task.target_model or m.path))  # type: ignore[union-attr]
-    return count_parameters(m.architecture.lm_config())
+    """Return how many parameters the model that is unlearned has, counted without weights."""
+    return count_parameters(unlearned_config(config))
 
 
-def estimate(config: RunConfig, data: TaskData, context: Context) -> float:
-    """Seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
+def estimate(context: Context) -> float:
+    """Return seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
+    config, data = context.config, context.data
     rate = matmul_rate(context.accelerator.device)
     flops = float(parameters(config))
 
-    def words(rows: list[Any]) -> int:
+    def count_words(rows: list[Any]) -> int:
         return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)
 
-    def training(rows: list[Any], epochs: int) -> float:
-        return 6 * flops * words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
+    def training_time(rows: list[Any], epochs: int) -> float:
+        return 6 * flops * count_words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
 
     evaluated = [r for items in splits(context).values() for r in items]
-    evaluation = 2 * flops * words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
+    evaluation = (
+        2 * flops * count_words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
+    )
     seconds = evaluation
     untrained = missing(context)
     epochs = config.model.finetune.train.epochs
     for part, rows in (("target", data.full), ("retain", data.retain)):
         if part in untrained:
-            seconds += training(rows, epochs) + evaluation
+            seconds += training_time(rows, epochs) + evaluation
     if "base" in untrained and isinstance(config.model, EmbeddedModel):
-        seconds += training(data.full, config.model.base.train.epochs)
-    if config.method.trains:
-        seconds += 2 * training(data.forget, config.train.epochs)
+        seconds += training_time(data.full, config.model.base.train.epochs)
+    if config.changes_weights:
+        seconds += 2 * training_time(data.forget, config.train.epochs)
     return seconds
 
 
 def matmul_rate(device: torch.device, size: int = 512) -> float:
-    """FLOP/s of a float32 matrix product on this machine, best of a few."""
+    """Return the FLOP/s of a float32 matrix product on this machine, best of a few."""
     a = torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(5):
@@ -105,5 +104,6 @@ def matmul_rate(device: torch.device, size: int = 512) -> float:
     return 2 * size**3 / best
 
 
-def roughly(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """Return a time in words, to ten seconds or a minute."""
     return f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

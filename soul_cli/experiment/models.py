@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from soul_cli.core.distributed import once, whole_state, world
-from soul_cli.core.files import digest
+from soul_cli.core.distributed import Parallel, once, whole_state, world
+from soul_cli.core.files import digest, plain
 from soul_cli.core.screen import Bar, bar
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.generator import generate_authors
+from soul_cli.data.rows import Rows
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
-from soul_cli.experiment.config import Parallel, plain
-from soul_cli.experiment.context import TRAINING, Context, code
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.keys import code
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.methods import Finetune, Method
+from soul_cli.objective.methods import Problem, finetuning
 from soul_cli.optim.build import Optim
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData, Trainer
+
+if TYPE_CHECKING:
+    from soul_cli.experiment.config import RunConfig
 
 # --- which models ------------------------------------------------------------------------------------------
 
@@ -32,13 +37,23 @@ def needs_base(context: Context) -> bool:
     return context.config.task.target_model is None
 
 
-def ready(context: Context) -> list[ModelRef]:
+def given_models(context: Context) -> list[ModelRef]:
     """Return the models the user gave, by content."""
     model, task = context.config.model, context.config.task
     paths: list[tuple[str, str | None]] = [(p, None) for p in (task.target_model, task.retain_model) if p]
     if needs_base(context) and isinstance(model, HubModel):
         paths.append((model.path, model.revision))
     return [context.given(path, revision) for path, revision in paths]
+
+
+def unlearned_config(config: RunConfig) -> Any:
+    """Return the transformers configuration of the model that is unlearned."""
+    if config.task.target_model:
+        return models.lm_config(config.task.target_model)
+    model = config.model
+    if isinstance(model, HubModel):
+        return models.lm_config(model.path, model.revision or "main")
+    return model.architecture.lm_config()
 
 
 def target(context: Context) -> ModelRef:
@@ -120,7 +135,7 @@ def base_texts(context: Context, model: EmbeddedModel) -> list[str]:
 def _base_key(context: Context, model: EmbeddedModel) -> dict[str, Any]:
     settings = {k: v for k, v in plain(model).items() if k != "finetune"} | {"template": context.template}
     rows = digest([(qa.question, qa.answer) for qa in [*_base_rows(context, model), *context.data.retain]])
-    return {"model": settings, "rows": rows, "seed": context.config.target_seed, **code(TRAINING)}
+    return {"model": settings, "rows": rows, "seed": context.config.target_seed, **_code(model.base)}
 
 
 def _finetuned(context: Context, phase: str, ref: ModelRef, rows: list[QA], label: str) -> ModelRef:
@@ -144,19 +159,24 @@ def _finetune_key(context: Context, ref: ModelRef, rows: list[QA]) -> dict[str, 
     return {
         "base": ref.digest,
         "rows": digest([(qa.question, qa.answer) for qa in rows]),
-        "template": [context.template, model.max_length, model.dtype],
+        "template": [context.template, context.rendered(ref), model.max_length, model.dtype],
         "recipe": plain(model.finetune),
         "seed": context.config.target_seed,
-        **code(TRAINING),
+        **_code(model.finetune),
     }
+
+
+def _code(recipe: Recipe | MuonRecipe) -> dict[str, Any]:
+    return code(__name__, libraries=recipe.train.libraries, refusing=(abilities.__module__,))
 
 
 def _finetune(
     context: Context, ref: ModelRef, rows: list[QA], recipe: Recipe | MuonRecipe, work: Path, out: Path, progress: Bar
 ) -> None:
     encoder = context.encoder(ref)
-    data, method = TrainData(forget=None, retain=Pairs(encoder, rows)), Finetune("finetune")
-    lm, _ = train(context, ref, data, method, recipe.optim, recipe.train, context.config.target_seed, work, progress)
+    data = TrainData(forget=None, retain=Rows({"answer": Pairs(encoder, rows)}))
+    optim, settings, seed = recipe.optim, recipe.train, context.config.target_seed
+    lm, _ = train(context, ref, data, finetuning(), optim, settings, seed, work, progress)
     save(lm, encoder, out)
 
 
@@ -167,7 +187,7 @@ def train(
     context: Context,
     ref: ModelRef,
     data: TrainData,
-    method: Method,
+    problem: Problem,
     optim: Optim,
     config: TrainConfig,
     seed: int,
@@ -190,28 +210,29 @@ def train(
     abilities(lm)  # refuses a model whose own predictions cannot be had
     adapters = lora.attach(lm, seed) if lora else None
     trainer = Trainer(
-        lm, data, method, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
+        lm, data, problem, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
         activation_checkpointing=run.activation_checkpointing,
     )  # fmt: skip
 
-    def show(done: int, total: int, record: dict[str, float]) -> None:
+    def report_step(done: int, total: int, record: dict[str, float]) -> None:
         losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
         progress.to("", done, total, f"loss {losses}")
         if accelerator.trackers:
             accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
 
-    records = trainer.train(work, show, partial(after_epoch, lm) if after_epoch else None)
+    records = trainer.train(work, report_step, partial(after_epoch, lm) if after_epoch else None)
     return (lora.merge(adapters, lambda: context.load(ref, "cpu")) if lora else lm), records
 
 
 def save(lm: Any, encoder: Encoder, out: Path) -> None:
-    """Write an ordinary Hugging Face folder, safetensors.
+    """Write an ordinary Hugging Face folder, safetensors, in the place of what is there.
 
     All processes call it: a sharded model is gathered by rank 0.
     """
     state = whole_state(lm)
 
     def write() -> None:
+        shutil.rmtree(out, ignore_errors=True)
         lm.save_pretrained(out, state_dict=state)
         encoder.tokenizer.save_pretrained(out)
 

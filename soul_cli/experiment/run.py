@@ -2,102 +2,86 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from soul_cli.core import cost
-from soul_cli.core import run_folder as results
 from soul_cli.core.cache import Cache
-from soul_cli.core.distributed import main, once, start
-from soul_cli.core.files import TEMPORARY, digest, locked, read_json, read_lines, sha256, write_text
-from soul_cli.core.screen import Bar, bar, say
-from soul_cli.core.types import Metric, Row, UserError
+from soul_cli.core.distributed import once, start
+from soul_cli.core.files import digest, sha256
+from soul_cli.core.run_folder import RunFolder
+from soul_cli.core.screen import Bar, bar, log
+from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
+from soul_cli.evaluate.judges import make_judge
 from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment.checks import check
 from soul_cli.experiment.config import RunConfig
-from soul_cli.experiment.context import EVALUATION, UNLEARNING, Context, code
-from soul_cli.experiment.epochs import BEST, EpochEvaluation
-from soul_cli.experiment.header import describe, what
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.epochs import EpochEvaluation
+from soul_cli.experiment.header import describe, method_label
+from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.methods import IU
+from soul_cli.objective.edit import IU
+from soul_cli.objective.methods import Prompting
+from soul_cli.tasks.base import read_retain_rows
 from soul_cli.train import checkpoint
-
-WORK = "work"  # in a run folder, until the run is finished: checkpoints, weights, finished splits, costs
-OUTCOME = "epoch.json"  # there: which epoch's weights the model has, where epochs were evaluated
 
 
 def run(config: RunConfig) -> Path:
-    """Run (or find finished) one experiment; returns its folder.  On several processes all of them call it."""
-    check_trackers(config.trackers)
+    """Run (or find finished) one experiment and return its folder.  On several processes all of them call it."""
     accelerator = start(config.trackers)
     data = once(lambda: config.task.load(config.cache))
-    context = Context(config, data, Cache(config.cache, say), accelerator)
+    context = Context(config, data, Cache(config.cache, log), accelerator)
     key = digest(
         {
             "config": config.identity(),
             "data": data.digest,
-            "models": [ref.digest for ref in models.ready(context)],
-            "retain_rows": sha256(rows_of(config.task.retain_rows)) if config.task.retain_rows else None,
-            **code((*UNLEARNING, *EVALUATION)),
+            "models": [(ref.digest, context.rendered(ref)) for ref in models.given_models(context)],
+            "retain_rows": sha256(evaluation.retain_rows_file(rows)) if (rows := config.task.retain_rows) else None,
+            **code(__name__, libraries=config.libraries),
         }
     )
-    folder = run_folder(config, key)
-    lock = folder.parent / f".{folder.name}.lock"
-    waiting = f"another process is at work on {folder}; waiting"
-    with locked(lock, lambda: say(waiting)) if main() else nullcontext():
-        if once(lambda: finished(folder, key, config)):
-            say(f"finished before ({folder}); force=true runs it again")
+    folder = RunFolder(run_path(config, key))
+    with folder.locked(lambda: log(f"another process is at work on {folder.path}; waiting")):
+        if config.force:
+            folder.clear()
+        if folder.is_finished(key, with_model=config.save_model):
+            log(f"finished before ({folder.path}); force=true runs it again")
         else:
-            general.prepare(config.eval.lm_eval)
+            prepare(config)
             notes = check(context)
-            say(describe(config, data, context, folder, notes))
+            log(describe(context, folder.path, notes))
             _run(context, folder, key)
-        once(lambda: _tidy(folder))
-    return folder
+        folder.tidy()
+    return folder.path
 
 
-def check_trackers(names: list[str]) -> None:
-    available = [str(t) for t in get_available_trackers()]
-    unknown = [n for n in names if n not in available]
-    if unknown:
-        raise UserError(
-            f"trackers={unknown}: not installed or not known to Accelerate; installed: {available or 'none'}"
-        )
+def prepare(config: RunConfig) -> None:
+    """Load what the evaluation needs beside models, so that what cannot be had is said before anything costly."""
+    general.prepare(config.eval.lm_eval)
+    make_judge(config.eval.judge, config.eval.sbert_model)
 
 
-def run_folder(config: RunConfig, key: str) -> Path:
-    name = f"{config.method.name}-{config.optim.name}-seed{config.seed}-{key[:8]}"
-    if config.method.one_shot:
-        name = f"{config.method.name}-seed{config.seed}-{key[:8]}"
-    elif not config.method.trains:
-        name = f"{config.method.name}-{key[:8]}"
+def run_path(config: RunConfig, key: str) -> Path:
+    """Return where the run lies."""
+    parts = [config.title]
+    parts += [config.optim.name] if config.optimizes else []
+    parts += [f"seed{config.seed}"] if config.changes_weights else []
+    name = "-".join([*parts, key[:8]])
     return Path(config.output_dir).expanduser() / config.task.name / name
 
 
-def finished(folder: Path, key: str, config: RunConfig) -> bool:
-    if config.force:
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
-    if config.save_model and not (folder / "model").is_dir():
-        return False
-    return read_json(folder / "metrics.json", {}).get("key") == key
-
-
-def _run(context: Context, folder: Path, key: str) -> None:
+def _run(context: Context, folder: RunFolder, key: str) -> None:
     config, data, task = context.config, context.data, context.config.task
     plain = config.plain()
-    once(lambda: results.write_config(folder, plain))
+    folder.write_config(plain)
     if config.trackers:
-        context.accelerator.project_configuration.set_directories(str(folder))
+        context.accelerator.project_configuration.set_directories(str(folder.path))
         context.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
-    context.ledger = cost.Ledger(folder / WORK / "cost.json")
+    context.ledger = cost.Ledger(folder.work / "cost.json")
     rows: dict[str, list[Row]] = {}
 
     target = models.target(context)
@@ -106,107 +90,74 @@ def _run(context: Context, folder: Path, key: str) -> None:
     if retain is not None:
         rows["retain_trained"] = evaluation.rows(context, "evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
-        rows["retain_trained"] = read_lines(rows_of(task.retain_rows))
-    if config.method.prompts:
-        say(f"system prompt: {data.system_prompt}")
+        rows["retain_trained"] = read_retain_rows(evaluation.retain_rows_file(task.retain_rows))
+    if isinstance(config.method, Prompting):
+        log(f"system prompt: {data.system_prompt}")
         rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
-    elif config.method.trains:
+    elif config.changes_weights:
         rows["this_run"] = _unlearn(context, target, folder, rows)
 
-    once(lambda: _write(context, folder, key, rows))
+    folder.write_rows(rows)
+    metrics, absent = once(lambda: _summarise(config, rows))
+    folder.write_metrics(key, plain, config.title, metrics, absent, context.ledger.phases, task.headline())
     for tracker in context.accelerator.trackers:
         tracker.finish()
 
 
-def _write(context: Context, folder: Path, key: str, rows: dict[str, list[Row]]) -> None:
-    config, task = context.config, context.config.task
+def _summarise(
+    config: RunConfig, rows: dict[str, list[Row]]
+) -> tuple[dict[str, dict[str, Metric]], dict[str, dict[str, str]]]:
+    """Return the metrics of each model, and why those that are absent are."""
+    metrics, absent = {}, {}
     for name, some in rows.items():
-        evaluation.write_rows(folder / results.rows_file(name), some)
-    summaries: dict[str, dict[str, Metric]] = {}
-    absent: dict[str, dict[str, str]] = {}
-    for name, some in rows.items():
-        summaries[name], absent[name] = task.summarise(
+        metrics[name], absent[name] = config.task.summarise(
             some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
         )
-    outcome = read_json(folder / WORK / OUTCOME, None)
-    results.write_metrics(
-        folder, key, config.plain(), summaries, absent, context.ledger.phases, outcome, task.headline()
-    )
+    return metrics, absent
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what a finished run no longer needs, and what a killed one left half written."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    for path in folder.glob(TEMPORARY):
-        path.unlink(missing_ok=True)
-
-
-def _unlearn(context: Context, target: ModelRef, folder: Path, others: dict[str, list[Row]]) -> list[Row]:
-    """Unlearn, then evaluate.  `work` holds checkpoints, the unlearned model and finished splits until the run ends.
-
-    others: rows of the original and the retain-trained model.
-    """
+def _unlearn(context: Context, target: ModelRef, folder: RunFolder, others: dict[str, list[Row]]) -> list[Row]:
+    """Unlearn, then evaluate; return the rows.  others: those of the original and the retain-trained model."""
     config = context.config
-    work = folder / WORK
-    model = work / "model"
-    if not once(model.is_dir):
+    if not folder.is_trained():
         set_seed(config.seed)
-        with cost.measure(), bar(f"unlearning, {what(config)}") as progress:
+        with cost.measure(), bar(f"unlearning, {method_label(config)}") as progress:
             _train(context, target, folder, others, progress)
     with cost.measure(), bar("evaluating the unlearned model") as progress:
-        unlearned = ModelRef(str(model), "")
-        rows = evaluation.evaluate(context, lambda: context.load(unlearned), context.encoder(unlearned), work, progress)
+        unlearned = ModelRef(str(folder.trained), "")
+        rows = evaluation.evaluate(
+            context, lambda: context.load(unlearned), context.encoder(unlearned), folder.work, progress
+        )
         context.ledger.note("evaluate", cost.spent(), cached=False)
-
-    def keep() -> None:
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        shutil.copytree(model, work / ".kept", dirs_exist_ok=True)
-        (work / ".kept").rename(folder / "model")
-
     if config.save_model:
-        once(keep)
+        folder.keep_model()
     return rows
 
 
-def _train(context: Context, target: ModelRef, folder: Path, others: dict[str, list[Row]], progress: Bar) -> None:
-    """Unlearn and write work/model.  A function of its own: the trained model is gone when the evaluation begins."""
-    config, work = context.config, folder / WORK
-    temporary, encoder = work / ".model", context.encoder(target)
-    data = unlearning.unlearning_data(context, target, config.method)
-    between = EpochEvaluation(context, folder, work, encoder, others, progress) if config.evaluates_epochs else None
+def _train(context: Context, target: ModelRef, folder: RunFolder, others: dict[str, list[Row]], progress: Bar) -> None:
+    """Unlearn, and put the model in place.
+
+    A function of its own: the trained model is gone when the evaluation begins.
+    """
+    config, weights, encoder = context.config, folder.work / ".model", context.encoder(target)
+    data = unlearning.unlearning_data(context, target)
+    between = EpochEvaluation(context, folder, encoder, others, progress) if config.evaluates_epochs else None
     if isinstance(config.method, IU):
         lm, records = unlearning.influence(context, target, data, config.method, progress)
     else:
+        assert config.problem is not None
         lm, records = models.train(
-            context, target, data, config.method, config.optim, config.train, config.seed, work, progress, between
-        )
-    once(lambda: shutil.rmtree(temporary, ignore_errors=True))
+            context, target, data, config.problem, config.optim, config.train, config.seed, folder.work, progress,
+            between,
+        )  # fmt: skip
+    outcome = None
     if between is not None:
         outcome = once(between.outcome)
         context.ledger.note("evaluate_epochs", between.spent(), cached=False)
     if between is not None and config.epoch_eval.select is Select.best:
-        temporary = work / BEST
+        weights = between.best
     else:
-        models.save(lm, encoder, temporary)
+        models.save(lm, encoder, weights)
     context.ledger.note("unlearn", cost.spent(), cached=False)
-
-    def publish() -> None:
-        results.write_steps(folder, records)
-        if between is not None:
-            write_text(work / OUTCOME, json.dumps(outcome))
-        temporary.rename(work / "model")
-        checkpoint.clear(work)
-
-    once(publish)
-
-
-def rows_of(given: str) -> Path:
-    """The file of task.retain_rows: a rows file, or that of a run folder.
-
-    Of a run folder it is the unlearned model's, with method=none the original's.
-    """
-    path = Path(given).expanduser()
-    for file in (path / "rows.jsonl", path / "rows_original.jsonl", path):
-        if file.is_file():
-            return file
-    raise UserError(f"task.retain_rows={given}: no such file (a rows.jsonl, or a run folder)")
+    folder.write_trained(weights, records, outcome)
+    checkpoint.clear(folder.work)

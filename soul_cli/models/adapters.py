@@ -29,6 +29,11 @@ class LoRA:
         if self.r < 1 or self.alpha < 1:
             raise UserError(f"lora.r={self.r}, lora.alpha={self.alpha}: must be 1 or more")
 
+    @property
+    def libraries(self) -> set[str]:
+        """Return the libraries that the trained weights depend on."""
+        return {"peft", "bitsandbytes"} if self.load_in_4bit else {"peft"}
+
     def check(self) -> None:
         """Refuse where a package that it needs is not installed."""
         if find_spec("peft") is None:

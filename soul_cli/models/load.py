@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class ModelRef:
         return "main" if os.path.isdir(self.path) else self.digest
 
 
+READ = (".json", ".safetensors", ".model", ".jinja", ".txt", ".tiktoken")  # of a model folder: weights, tokenizers
 HUB_HELP = (
     "Download it once where there is a network (hf download ID --local-dir FOLDER) and give the folder "
     "instead of the id; for a gated model accept its licence and set HF_TOKEN."
@@ -42,17 +44,22 @@ def reference(path: str, cache_dir: Path, revision: str | None = None) -> ModelR
     folder = Path(path).expanduser()
     if folder.is_dir():
         check_folder(folder)
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+        files = sorted(p for p in folder.iterdir() if p.suffix in READ)
         return ModelRef(str(folder.resolve()), file_digest(files, cache_dir))
     if path.startswith((".", "/", "~")):
         raise UserError(f"{path}: no such model folder")
+    return ModelRef(path, hub_commit(path, revision))
+
+
+def hub_commit(path: str, revision: str | None = None) -> str:
+    """Return the commit of a model on the hub."""
     from huggingface_hub import hf_hub_download
 
     try:
         config = hf_hub_download(path, "config.json", revision=revision)
     except Exception as error:
         raise UserError(f"cannot get the model {path!r} from the hub ({type(error).__name__}). {HUB_HELP}") from error
-    return ModelRef(path, Path(config).parent.name)  # .../snapshots/<commit>/config.json
+    return Path(config).parent.name  # .../snapshots/<commit>/config.json
 
 
 def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bool = False) -> nn.Module:
@@ -61,6 +68,7 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bo
     load_in_4bit: linear layers but the head in NF4 with double quantisation (bitsandbytes), the rest in dtype.
     UserError: it cannot be read, or its weights are not those of the architecture.
     """
+    gc.collect()  # a sharded model is a circle of references: the one before would be in memory beside this one
     kind = getattr(torch, dtype)
     options: dict[str, Any] = {"revision": ref.revision}
     if load_in_4bit:

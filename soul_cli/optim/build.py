@@ -16,6 +16,20 @@ from soul_cli.optim.sophia import Soul, SoulReleased
 Groups = list[dict[str, Any]]
 
 
+class HessianData(Enum):
+    forget = "forget"
+    retain = "retain"
+    both = "both"
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """How often an optimizer wants an estimate of the curvature, and of which rows."""
+
+    every: int  # steps
+    data: HessianData
+
+
 @dataclass
 class Optim:
     """Base of all optimizers.  lr is the peak rate; weight decay is decoupled and spares biases and norms."""
@@ -29,9 +43,14 @@ class Optim:
         """Numbers it keeps for each parameter."""
         return 2
 
+    @property
+    def curvature(self) -> Curvature | None:
+        """The estimates that its `update_hessian` takes; None where it takes none."""
+        return None
+
     def __post_init__(self) -> None:
-        for key in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, key) < float("inf"):
+        for key in ("lr", "weight_decay", "eps"):
+            if not 0 <= getattr(self, key, 0) < float("inf"):
                 raise UserError(f"optim.{key}={getattr(self, key)}: must be 0 or more")
         for key in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, key, 0.5) < 1:
@@ -53,20 +72,9 @@ class AdamW(Optim):
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
 
 
-class HessianData(Enum):
-    forget = "forget"
-    retain = "retain"
-    both = "both"
-
-
-class Mode(Enum):
-    joint = "joint"
-    alternating = "alternating"
-
-
 @dataclass
 class SoulConfig(Optim):
-    """SOUL, Algorithm 1.  mode=alternating is eq. 11: a forget step, then a retain step, each with its own m and h."""
+    """SOUL, Algorithm 1; with combine=alternating eq. 11."""
 
     beta1: float
     beta2: float
@@ -75,11 +83,10 @@ class SoulConfig(Optim):
     unclipped_share: float | None
     hessian_every: int
     hessian_data: HessianData
-    mode: Mode
 
     @property
-    def states(self) -> int:
-        return 4 if self.mode is Mode.alternating else 2
+    def curvature(self) -> Curvature:
+        return Curvature(self.hessian_every, self.hessian_data)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,6 +122,13 @@ class SoulReleasedConfig(Optim):
     beta2: float
     rho: float
     bs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rho < float("inf"):
+            raise UserError(f"optim.rho={self.rho}: must be above 0")
+        if self.bs < 1:
+            raise UserError(f"optim.bs={self.bs}: must be 1 or more")
 
     def build(self, groups: Groups) -> Optimizer:
         return SoulReleased(

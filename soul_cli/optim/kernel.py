@@ -1,8 +1,8 @@
-"""The optimizer step in one pass over memory: step.c, compiled by the machine's C compiler in the first step.
+"""The optimizer step in one pass over memory: step.c on a CPU, step_triton.py on a GPU, compiled in the first step.
 
-An update written in tensor operations reads and writes its arrays many times over; on a CPU memory is what a step
-waits for.  The kernels take whole float32 parameters on a CPU; everything else, and a machine without a compiler, goes
-through the operations they are tested against.
+An update written in tensor operations reads and writes its arrays many times over, and memory is what a step waits
+for.  The kernels take whole float32 parameters; everything else, and a machine without a compiler, goes through the
+operations they are tested against.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import shlex
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 SOURCE = Path(__file__).with_name("step.c")
 FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd -shared -fPIC"
@@ -27,7 +28,9 @@ COUNTS = 4
 BYTES = 4  # of a float32
 
 Part = tuple[Tensor, Tensor, Tensor, Tensor]  # parameter, gradient, m, h
+Groups = Sequence[tuple[Sequence[Part], Sequence[float]]]
 Run = tuple[int, int, int, int, int]  # their addresses, and how many coordinates
+PLAIN = (Tensor, Parameter)  # a subclass may have no memory of its own
 
 
 @lru_cache(maxsize=1)
@@ -53,21 +56,48 @@ def pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)  # calls of the library run without Python's lock
 
 
+@lru_cache(maxsize=1)
+def on_gpu() -> Callable[[str, Groups], Tensor] | None:
+    """`step` of the GPUs' kernels; None, with one warning, where they cannot be compiled or launched."""
+    try:
+        from soul_cli.optim.step_triton import step as steps
+
+        some = tuple(torch.ones(1, device="cuda") for _ in range(4))
+        steps("soul_step_", [([some], (0.0,) * 5)])
+        return steps
+    except Exception as error:  # triton has many: no module, no C compiler for its launcher, a GPU it does not know
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"no triton that works ({why}): optimizer steps on the GPU are slower", stacklevel=2)
+        return None
+
+
 def takes(parts: Sequence[Part]) -> bool:
     """Whether the kernels can make the step of these parameters."""
-    fit = all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() and type(t.data) is Tensor
-        for part in parts
-        for t in part
-    )
-    return fit and bool(parts) and library() is not None
+    if not parts:
+        return False
+    device = parts[0][0].device
+    for part in parts:
+        for t in part:
+            if t.dtype != torch.float32 or t.device != device or type(t) not in PLAIN or not t.is_contiguous():
+                return False
+    made = {"cpu": library, "cuda": on_gpu}.get(device.type)
+    return made is not None and made() is not None
 
 
-def step(name: str, groups: Sequence[tuple[Sequence[Part], Sequence[float]]]) -> list[float]:
-    """One step in place, over all groups at once, on as many threads as torch uses.
+def step(name: str, groups: Groups) -> Tensor:
+    """One step in place, over all groups at once, of parameters that `takes` accepts.
 
-    name: of the function in sophia.py and step.c.  groups: parameters with their options.  Returns the counts.
+    name: of the function in sophia.py.  groups: parameters with their options.  Returns the counts, (4,) in float64.
     """
+    if any(part[0].device.type == "cuda" for parts, _ in groups for part in parts[:1]):
+        steps = on_gpu()
+        assert steps is not None
+        return steps(name, groups)
+    return torch.tensor(on_cpu(name, groups), dtype=torch.float64)
+
+
+def on_cpu(name: str, groups: Groups) -> list[float]:
+    """The same, on as many threads as torch uses."""
     threads = torch.get_num_threads()
     kernel = getattr(library(), name)
 

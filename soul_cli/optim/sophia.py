@@ -2,14 +2,19 @@
 
 The arithmetic stands in two free functions; the classes own groups and state.  It acts on each coordinate by itself, so
 on sharded parameters each process steps its own part; what is logged or calibrated counts the coordinates of all.
-Float32 parameters on a CPU are stepped by the same arithmetic in one pass (kernel.py).
+Float32 parameters on a CPU or a CUDA GPU are stepped by the same arithmetic in one pass (kernel.py).
 
 References
     SOUL: Jia et al., EMNLP 2024 (Algorithm 1, eq. 11).  Sophia: Liu et al., ICLR 2024 (arXiv:2305.14342).
 Deviations from Sophia's released code, all in `Soul`
     - the number of tokens B is part of h (h estimates the Gauss-Newton diagonal itself), not of the update;
     - the gradient of the sampled loss is not clipped before it is squared: clipping would bias h;
-    - h starts at its first estimate instead of 0: a short run has few estimates;
+    - h is the mean of its estimates until the moving average would weigh a new one as much (k = 1 / (1 - beta2)), where
+      theirs starts at 0: a short run has few estimates; a coordinate starts at its first estimate that is not 0
+      (low-rank adapters have none at the first step, nor has an embedding that no token touched);
+    - the step divides by max(rho h, eps), as Algorithm 1 has it, where theirs divides by rho h + eps;
+    - the estimate is made before the step, on its own batch, where theirs is made after it, for the next;
+    - rho is found anew, see `Soul`, where theirs is given;
     - the unclipped share counts coordinates with a non-zero momentum only: rows of the embedding that no
       token touched are neither clipped nor unclipped.
 """
@@ -25,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from soul_cli.core.distributed import all_values, every, local, over_shards
+from soul_cli.core.distributed import all_values, every, local, over_shards, sharded
 from soul_cli.objective.losses import wide
 from soul_cli.optim import kernel
 
@@ -80,13 +85,27 @@ def soul_released_step_(
 class SecondOrder(Optimizer):
     """What both have in common: states m and h of the parameter's dtype, and numbers worth logging."""
 
-    stats: dict[str, float]
+    _counted: Tensor | None = None  # `counts` of the last step, on its device
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Of the last step: unclipped share, norm of m, sum of |h|.  It waits for the device, where `step` does not."""
+        if self._counted is None:
+            return {}
+        unclipped, active, square, size = self._counted.tolist()
+        return {"unclipped_share": unclipped / max(1, active), "m_norm": math.sqrt(square), "h_l1": size}
 
     def _state(self, p: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state[p]
         if "m" not in state:
             state["m"], state["h"] = torch.zeros_like(p), torch.zeros_like(p)
         return state["m"], state["h"]
+
+    def _part(self, p: Tensor) -> kernel.Part:
+        """This process's part of a parameter, its gradient, m and h."""
+        assert p.grad is not None
+        whole = (p, p.grad, *self._state(p))
+        return tuple(map(local, whole)) if sharded(p) else whole  # type: ignore[return-value]
 
     def _states(self) -> list[dict[str, Tensor]]:
         """In the order of the groups, which a resumed run shares (that of self.state it does not)."""
@@ -101,23 +120,22 @@ class SecondOrder(Optimizer):
         groups: list[tuple[list[kernel.Part], tuple[float, ...]]] = []
         for group in self.param_groups:
             stepped = [p for p in group["params"] if p.grad is not None]
-            parts = [(local(p), local(p.grad), *map(local, self._state(p))) for p in stepped]
-            groups.append((parts, options(group)))  # type: ignore[arg-type]
+            groups.append(([self._part(p) for p in stepped], options(group)))
         everything = [part for parts, _ in groups for part in parts]
         if kernel.takes(everything):
-            total = torch.tensor(kernel.step(step_.__name__, groups), dtype=torch.float64)
+            total = kernel.step(step_.__name__, groups)
         else:
             each = [step_(*some, *opts) for parts, opts in groups for part in parts for some in pieces(*part)]
             total = torch.stack(each).sum(0)
-        unclipped, active, square, size = over_shards(total, self._states()[0]["m"]).tolist()
-        self.stats = {"unclipped_share": unclipped / max(1, active), "m_norm": math.sqrt(square), "h_l1": size}
+        self._counted = over_shards(total, next(iter(self.state)))
 
 
 class Soul(SecondOrder):
     """SOUL's optimizer (Algorithm 1).  Call `update_hessian` with estimates of the diagonal every k steps.
 
-    Exactly one of rho and unclipped_share is given.  With the second, rho is set after every estimate so that this
-    share of the coordinates stays unclipped: rho = quantile of |m| / h.
+    Exactly one of rho and unclipped_share is given.  With the second, rho is found so that this share of the
+    coordinates stays unclipped: rho = quantile of |m| / h, after every estimate, and in each of the first
+    1 / (1 - beta1) steps, in which m grows from 0 to its size.
     """
 
     def __init__(
@@ -136,22 +154,25 @@ class Soul(SecondOrder):
                 f"give exactly one of rho (is {rho}) and unclipped_share (is {unclipped_share}); set the other null"
             )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "rho": rho, "share": unclipped_share, "calibrate": False})
-        self.stats = {}
+        found = {"rho": rho, "share": unclipped_share, "calibrate": False, "estimates": 0, "steps": 0}
+        super().__init__(params, defaults | found)
 
     @torch.no_grad()
     def update_hessian(self, estimates: dict[Tensor, Tensor]) -> None:
-        """h = beta2 h + (1 - beta2) estimate; the first estimate starts h.
+        """Average a new estimate into h: h += gain (estimate - h), gain = max(1 / k, 1 - beta2) for the k-th.
 
-        estimates: parameter -> same shape; for a sharded parameter, the shape of this process's part.
+        Where h is 0 it becomes the estimate.  estimates: parameter -> same shape; for a sharded parameter, the shape of
+        this process's part.
         """
         for group in self.param_groups:
+            group["estimates"] += 1
+            gain = max(1 / group["estimates"], 1 - group["betas"][1])
             for p in group["params"]:
-                if p not in estimates:
-                    continue
-                first = "m" not in self.state[p]
-                _, h = self._state(p)
-                local(h).lerp_(estimates[p].to(h.dtype), 1.0 if first else 1 - group["betas"][1])
+                if p in estimates:
+                    _, h = self._state(p)
+                    for old, new in pieces(local(h), estimates[p]):
+                        new = new.to(old.dtype)
+                        old.copy_(torch.where(old == 0, new, old.lerp(new, gain)))
             group["calibrate"] = group["share"] is not None
 
     @torch.no_grad()
@@ -160,7 +181,11 @@ class Soul(SecondOrder):
         stepped = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any("m" not in self.state[p] for p, _ in stepped):
             raise RuntimeError("Soul.step before the first update_hessian")
-        ahead = self.param_groups[0]["calibrate"]
+        first = self.param_groups[0]
+        grows = first["steps"] * (1 - first["betas"][0]) < 1
+        ahead = first["calibrate"] or (grows and first["share"] is not None)
+        for group in self.param_groups:
+            group["steps"] += 1
         if ahead:  # rho depends on the new momentum: it is made first, in a pass of its own
             for p, group in stepped:
                 m = local(self.state[p]["m"])
@@ -174,7 +199,11 @@ class Soul(SecondOrder):
             return group["lr"], 1 - group["lr"] * group["weight_decay"], gain, group["rho"], group["eps"]
 
         self._update(soul_step_, options)
-        self.stats["rho"] = float(self.param_groups[0]["rho"])
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Those of both, and rho."""
+        return {**super().stats, "rho": float(self.param_groups[0]["rho"])} if self._counted is not None else {}
 
     def _calibrated(self, share: float) -> float:
         """The share-quantile of |m| / h over a strided sample of the coordinates with m != 0.
@@ -185,12 +214,9 @@ class Soul(SecondOrder):
         """
         states = self._states()
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
-        ratios = []
-        for s in states:
-            m, h = wide(every(s["m"], stride)).abs(), wide(every(s["h"], stride))
-            seen = (m > 0) & (h > 0)
-            ratios.append(m[seen] / h[seen])
-        values = all_values(torch.cat(ratios), states[0]["m"]).cpu().numpy()
+        m, h = (wide(torch.cat([every(s[name], stride) for s in states])) for name in ("m", "h"))
+        seen = (m != 0) & (h > 0)
+        values = all_values(m[seen].abs() / h[seen], states[0]["m"]).cpu().numpy()
         if not len(values):
             return 1.0  # no curvature anywhere: every rho gives the same step
         above = min(len(values) - 1, int(share * len(values)))
@@ -212,7 +238,6 @@ class SoulReleased(SecondOrder):
         weight_decay: float,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "rho": rho, "bs": bs, "weight_decay": weight_decay})
-        self.stats = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from soul_cli.core.types import Prompted
+from soul_cli.core.types import Batch, Prompted
 from soul_cli.data.batches import collate
 from soul_cli.models.adapters import LoRA
-from soul_cli.models.answer_model import AnswerModel, Look
+from soul_cli.models.answer_model import AnswerModel, Look, logps_of
 from soul_cli.models.load import autocast, checkpoint_activations, untrained
-from soul_cli.objective.losses import sum_by, token_logps
-from soul_cli.optim.build import Optim, SoulConfig
+from soul_cli.objective.methods import Problem
+from soul_cli.objective.term import Kinds, Reference, Term
+from soul_cli.optim.build import Optim
 from soul_cli.optim.curvature import drawn_logps
+from soul_cli.train.gradient import look_of
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
 WIDE = 4  # bytes of a float32
@@ -79,6 +81,7 @@ class Work:
 
     parameters: int
     trained: int
+    head: float  # bytes of the head that is kept from before unlearning
     weights: float  # bytes
     gradients: float  # bytes, all at once
     largest: int  # elements of the largest trained tensor
@@ -116,6 +119,9 @@ class Setting:
     lora: tuple[int, int] | None  # r and alpha
     estimate: bool  # of the curvature, too
     rows: tuple[tuple[int, int], ...]  # tokens of prompt and answer, of each row
+    forget: int  # how many of the rows are forget rows; they come first
+    problem: Problem = field(compare=False)
+    terms: str  # the problem's terms in words: what two settings have to agree in
 
 
 def work(config: Any, setting: Setting) -> Work:
@@ -154,7 +160,12 @@ def _traced(key: _Key, setting: Setting) -> Work:
     with FakeTensorMode():
         _put_on_cpu(lm)
         trained = [p for p in lm.parameters() if p.requires_grad]
-        return Work(*sizes, *_backward(AnswerModel(lm.train()), trained, setting, key.layers))
+        model = AnswerModel(lm.train())
+        if any(term.needs.reference is Reference.logits for term in setting.problem.terms.values()):
+            head = lm.get_output_embeddings()
+            kept = nn.Linear(head.in_features, head.out_features, bias=False, dtype=head.weight.dtype)
+            model.kept_head = (kept.requires_grad_(False),)
+        return Work(*sizes, *_backward(model, trained, setting, key.layers))
 
 
 def _put_on_cpu(lm: nn.Module) -> None:
@@ -189,7 +200,9 @@ def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
         weights = _bytes(list(lm.parameters()))
     trained = [p for p in lm.parameters() if p.requires_grad]
     count, largest = sum(p.numel() for p in trained), max(p.numel() for p in trained)
-    return parameters, count, weights, _bytes(trained), largest, linear, block, layers
+    compares = any(term.needs.reference is Reference.logits for term in setting.problem.terms.values())
+    own = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]
+    return parameters, count, _bytes(own) if compares else 0.0, weights, _bytes(trained), largest, linear, block, layers
 
 
 def _bytes(tensors: Sequence[Tensor]) -> float:
@@ -216,18 +229,34 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
             live.watch(p)
         base = float(live.now)
         tokens = torch.arange(len(batch.targets))
-        looks = [Look(token_logps, (batch.targets,))]
-        looks += [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
+        looks = _looks(setting, batch, model.lm.config.hidden_size)
+        labels = [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
         with autocast(torch.device("cpu"), setting.precision):
-            logps, *drawn = model(batch, looks)
+            found = model(batch, [*looks, *labels]).looks
         estimate = (base, base)
-        if drawn:
-            drawn.pop().sum().backward(retain_graph=True)
+        if labels:
+            found.pop().sum().backward(retain_graph=True)
             estimate, peaks[:] = _peaks(peaks, layers), []
-        loss = sum_by(logps, batch.owner, batch.answers).sum()
-        del logps
+        loss = torch.stack([values.sum() for values in found]).sum()
+        del found
         loss.backward()
     return tuple(peak - base for peak in (*_peaks(peaks, layers), *estimate))
+
+
+def _looks(setting: Setting, batch: Batch, width: int) -> list[Look]:
+    """The looks of the loop (train/gradient.py): one for all tokens, or one for each kind of rows."""
+    terms = setting.problem.terms
+    if all(type(term).token is Term.token for term in terms.values()):
+        return [logps_of(batch)]
+    first = sum(a for _, a in setting.rows[: setting.forget])
+    spans = {Kinds.forget: (0, first), Kinds.retain: (first, len(batch.targets))}
+    looks = []
+    for kind, term in terms.items():
+        at = torch.arange(*spans[kind])
+        compares = term.needs.reference is Reference.logits
+        before = torch.zeros(len(at), width, dtype=getattr(torch, setting.dtype)) if compares else None
+        looks.append(look_of(term, batch.targets[at], at, before))
+    return looks
 
 
 def _peaks(peaks: list[float], layers: int) -> tuple[float, float]:
@@ -246,6 +275,7 @@ class Footprint:
     gradients: float
     masters: float
     states: float
+    head: float  # as it was before unlearning
     curvature: float  # sums of the estimate
     activations: float  # forward and backward, logits included
     gathered: float  # sharded: what is whole for a while
@@ -254,10 +284,19 @@ class Footprint:
 
 
 def footprint(
-    one: Work, optim: Optim, *, master_weights: bool, accumulates: bool, parts: int, offload: bool, element: float = 0
+    one: Work,
+    optim: Optim,
+    *,
+    master_weights: bool,
+    accumulates: bool,
+    parts: int,
+    offload: bool,
+    optimizers: int = 1,
+    element: float = 0,
 ) -> Footprint:
     """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
 
+    optimizers: how many a step has, each with states of its own.
     parts: how many processes the model is sharded over, 1: it is whole.  element: bytes of a weight, where linear
     layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies
     outside the blocks with its gradients, the block at work with its own, and the next block.
@@ -265,12 +304,12 @@ def footprint(
     size = one.gradients / one.trained  # bytes of a trained number
     wide = WIDE if master_weights and size == 2 else size
     copied = wide != size or (offload and parts == 1)
-    second = isinstance(optim, SoulConfig)
+    second = optim.curvature is not None
     whole = one.weights - one.linear * (1 - IN_4BIT / element) if element else one.weights
     weights, gradients = whole / parts, one.gradients / parts
     stepped = one.trained * wide / parts
     masters = stepped if copied else 0.0
-    states = stepped * optim.states
+    states = stepped * optim.states * optimizers
     curvature = one.trained * max(WIDE, wide) / parts if second else 0.0
     gathered = 2 * (one.weights - one.blocks * one.block) + 3 * one.block if parts > 1 else 0.0
 
@@ -288,4 +327,5 @@ def footprint(
         peak, host = weights + max(through, gradients), kept + update
     else:
         peak, host = gathered + one.most, weights + kept + update + gradients
-    return Footprint(weights, gradients, masters, states, curvature, one.most, gathered, peak, host)
+    peak += one.head
+    return Footprint(weights, gradients, masters, states, one.head, curvature, one.most, gathered, peak, host)

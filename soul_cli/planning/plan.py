@@ -11,13 +11,10 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from omegaconf import OmegaConf
 
-from soul_cli.core.files import CONFIGS
-from soul_cli.core.types import UserError
-from soul_cli.experiment.config import Parallel, RunConfig
+from soul_cli.core.distributed import Parallel
+from soul_cli.experiment.config import RunConfig, gpus
 from soul_cli.models.adapters import LoRA
-from soul_cli.optim.build import SoulConfig
 from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
 from soul_cli.planning.stages import Stage, architecture, flops, padded, stages
 
@@ -29,6 +26,7 @@ PARTS = {
     "gradients": "gradients",
     "masters": "master weights",
     "states": "optimizer states",
+    "head": "head before unlearning",
     "curvature": "curvature sums",
     "activations": "activations, logits",
     "gathered": "gathered by FSDP",
@@ -86,12 +84,11 @@ class Planner:
     def _need(self, how: How, stage: Stage, like: Stage) -> Need:
         train, lora, dtype = stage.train, how.lora or stage.train.lora, self.config.model.dtype
         adapters = (lora.r, lora.alpha) if lora else None
-        second = isinstance(stage.optim, SoulConfig)
-        one = work(self.lm, Setting(dtype, train.precision, how.checkpointing, adapters, second, like.rows))
+        one = work(self.lm, setting_of(like, dtype, how.checkpointing, adapters))
         one = one.scaled(padded(stage.rows) / padded(like.rows))
         held = footprint(
             one, stage.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1,
-            parts=how.gpus if how.sharded else 1, offload=how.offload,
+            parts=how.gpus if how.sharded else 1, offload=how.offload, optimizers=len(stage.problem.steps),
             element=getattr(torch, dtype).itemsize if lora and lora.load_in_4bit else 0,
         )  # fmt: skip
         return Need(stage, one, held)
@@ -115,11 +112,17 @@ class Planner:
             yield from (replace(alone, lora=LoRA(8, 32, in_4bit)) for in_4bit in (False, True))
 
 
+def setting_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[int, int] | None) -> Setting:
+    """Return what a stage's forward and backward depend on.  adapters: r and alpha."""
+    return Setting(
+        dtype, stage.train.precision, checkpointing, adapters, stage.optim.curvature is not None, stage.rows,
+        stage.forget, stage.problem, repr(list(stage.problem.terms.values())),
+    )  # fmt: skip
+
+
 def outlook(config: RunConfig) -> str:
     """The whole plan, as text."""
     table = gpus()
-    if config.gpu is not None and config.gpu not in table:
-        raise UserError(f"gpu={config.gpu}: must be one of {', '.join(table)}, or null for all of them")
     planner = Planner(config)
     needs = planner.needs(planner.how)
     if not needs:
@@ -142,10 +145,6 @@ def outlook(config: RunConfig) -> str:
         texts = [str(how) for how in found if not how.sharded or how.gpus == fewest]
         lines += ["It would fit with", *(f"  {text}" for text in texts or ["none of the options of this plan"])]
     return "\n".join(lines)
-
-
-def gpus() -> dict[str, dict[str, float]]:
-    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "gpus.yml"))  # type: ignore[return-value]
 
 
 def _table(planner: Planner, needs: list[Need]) -> Iterator[str]:

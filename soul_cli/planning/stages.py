@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from soul_cli.data.batches import plan_epoch, shares
 from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.models.load import lm_config
-from soul_cli.objective.methods import Finetune, Method
-from soul_cli.optim.build import Mode, Optim, SoulConfig
+from soul_cli.objective.methods import Problem, finetuning, graddiff
+from soul_cli.objective.term import Kinds
+from soul_cli.optim.build import Optim
 from soul_cli.tasks.base import TaskData
 from soul_cli.train.config import TrainConfig
 
@@ -29,13 +30,14 @@ class Stage:
     """One training of the run, and what it is made of."""
 
     name: str
-    method: Method
+    problem: Problem
     optim: Optim
     train: TrainConfig
     steps: int
     tokens: int
     padded: int  # tokens with what fills rows up to the longest of their micro-batch
     rows: Sizes  # one process's share of the largest micro-batch
+    forget: int  # how many of them are forget rows; they come first
 
 
 def padded(rows: Sequence[tuple[int, int]]) -> int:
@@ -56,58 +58,74 @@ def architecture(config: RunConfig) -> tuple[Any, float]:
     return known.lm_config(), known.tokens_per_word
 
 
+def sizes(items: Sequence[QA], per_word: float, most: int) -> Sizes:
+    """Return what questions and answers take, from their words.  most: tokens of both together."""
+
+    def row(qa: QA) -> tuple[int, int]:
+        p, a = (math.ceil(len(text.split()) * per_word) for text in (qa.question, qa.answer))
+        prompt = min(p + TEMPLATE, most - 1)
+        return prompt, min(a + 1, most - prompt)
+
+    return tuple(map(row, items))
+
+
 def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> list[Stage]:
     """The trainings still to be done if nothing were cached.  The base phase of the embedded model is left out."""
 
-    def row(question: str, answer: str) -> tuple[int, int]:
-        p, a = (math.ceil(len(text.split()) * per_word) for text in (question, answer))
-        prompt = min(p + TEMPLATE, config.model.max_length - 1)
-        return prompt, min(a + 1, config.model.max_length - prompt)
-
-    def rows(items: Sequence[QA]) -> Sizes:
-        return tuple(row(qa.question, qa.answer) for qa in items)
-
+    rows = partial(sizes, per_word=per_word, most=config.model.max_length)
     out = []
     recipe = config.model.finetune
     known = rows(data.rehearsed) if isinstance(config.model, EmbeddedModel) else ()
     learned = {"target": data.full} if config.task.target_model is None else {}
     if learned and not (config.task.retain_model or config.task.retain_rows):
         learned["retain-trained"] = data.retain
-    finetune = Finetune("finetune")
     for name, items in learned.items():
         learns = rows(items) + known
-        out.append(stage_of(name, finetune, recipe.optim, recipe.train, (), learns, seed=config.target_seed, gpus=gpus))
+        out.append(stage_of(name, finetuning(), recipe.optim, recipe.train, (), learns, config.target_seed, gpus))
     if len(out) == 2:  # much the same; so they can share a trace
         out[1] = replace(out[1], rows=out[0].rows)
-    method = config.method
-    if method.trains:
-        forget = rows(data.forget) if method.uses_forget else ()
-        if method.learns_refusal:
-            answers = [data.refusals[i % len(data.refusals)] for i in range(len(data.forget))]
-            forget = tuple(row(qa.question, answer) for qa, answer in zip(data.forget, answers, strict=True))
-        retain = rows(data.retain) if method.uses_retain else ()
-        out.append(stage_of("unlearning", method, config.optim, config.train, forget, retain, config.seed, gpus))
+    problem = config.problem
+    if problem is not None:
+        forget = _forgotten(problem, data, rows)
+        retain = rows(data.retain) if problem.retain else ()
+        out.append(stage_of("unlearning", problem, config.optim, config.train, forget, retain, config.seed, gpus))
+    elif config.changes_weights:  # an edit passes over the rows as gradient difference does
+        solved = graddiff()
+        forget, retain = rows(data.forget), rows(data.retain)
+        out.append(stage_of("unlearning", solved, config.optim, config.train, forget, retain, config.seed, gpus))
     return out
 
 
+def _forgotten(problem: Problem, data: TaskData, rows: Callable[[Sequence[QA]], Sizes]) -> Sizes:
+    """The rows to forget, a row with all its answers; refusals are dealt out in turn."""
+    if problem.forget is None:
+        return ()
+    refusals = [data.refusals[i % len(data.refusals)] if data.refusals else "" for i in range(len(data.forget))]
+    asked = {
+        "answer": data.forget,
+        "refusal": [QA(qa.question, answer) for qa, answer in zip(data.forget, refusals, strict=True)],
+    }
+    named = [rows(asked[name]) for name in problem.forget.needs.answers]
+    return tuple((sum(p for p, _ in row), sum(a for _, a in row)) for row in zip(*named, strict=True))
+
+
 def stage_of(
-    name: str, method: Method, optim: Optim, train: TrainConfig, forget: Sizes, retain: Sizes, seed: int, gpus: int
+    name: str, problem: Problem, optim: Optim, train: TrainConfig, forget: Sizes, retain: Sizes, seed: int, gpus: int
 ) -> Stage:
     """Go through the order of the run without its tokens.  gpus: as many processes share each micro-batch."""
     lengths = [[p + a for p, a in rows] for rows in (forget, retain)]
-    both = bool(forget and retain)
-    apart = both and isinstance(optim, SoulConfig) and optim.mode is Mode.alternating
     steps, tokens, full = 0, 0, 0
-    largest: Sizes = ()
+    largest: tuple[Sizes, int] = (), 0
     order = partial(plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed)
     for step in (step for epoch in range(train.epochs) for step in order(epoch=epoch)):
         steps += 1
-        for kinds in ((True, False), (False, True)) if apart else ((True, True),):
-            for share in shares(step, 0, 1, forget=kinds[0], retain=kinds[1]):
+        for kinds in problem.steps:
+            for share in shares(step, 0, 1, forget=Kinds.forget in kinds, retain=Kinds.retain in kinds):
                 rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
                 tokens, full = tokens + sum(p + a for p, a in rows), full + padded(rows)
-                largest = max(largest, tuple(rows[::gpus]), key=padded)
-    return Stage(name, method, optim, train, steps, tokens, full, largest)
+                own = tuple(rows[::gpus]), len(share.forget[::gpus])
+                largest = max(largest, own, key=lambda rows: padded(rows[0]))
+    return Stage(name, problem, optim, train, steps, tokens, full, *largest)
 
 
 def flops(stage: Stage, parameters: int, *, checkpointing: bool, sharded: bool) -> float:
@@ -119,6 +137,7 @@ def flops(stage: Stage, parameters: int, *, checkpointing: bool, sharded: bool) 
     again = 2 if checkpointing else 0
     backward = 2 if stage.train.lora else 4
     each = 2.0 + backward + again
-    if isinstance(stage.optim, SoulConfig):
-        each += (backward + again + (2 if sharded else 0)) / stage.optim.hessian_every
+    curvature = stage.optim.curvature
+    if curvature is not None:
+        each += (backward + again + (2 if sharded else 0)) / curvature.every
     return each * parameters * stage.padded

@@ -28,17 +28,15 @@ class Speaker:
         return label((self.method, self.optim)) + ("" if self.seed is None else f", seed {self.seed}")
 
 
-def speakers(runs: list[Run], variants: tuple[str, ...] = ()) -> list[Speaker]:
-    """Original and retain-trained model of the first run that has their rows, then every run's own, in table order."""
-    found = []
-    for name in REFERENCES:
-        rows: list[Row] = next(filter(None, (r.rows(name) for r in runs)), [])
-        found += [Speaker(NAMES[name], "", None, _by_place(rows, variants))] if rows else []
-    for run in sorted((r for r in runs if r.row), key=lambda r: (rank(*(r.row or ("", ""))), r.seed)):
-        rows, row = run.rows("this_run"), run.row
-        if rows and row:
-            found.append(Speaker(*row, run.seed if run.trained else None, _by_place(rows, variants)))
-    return found
+def list_speakers(runs: list[Run], variants: tuple[str, ...] = ()) -> list[Speaker]:
+    """Return original and retain-trained model of the first run that has their rows, then every run's own, in order."""
+    references = [(model, next(filter(None, (run.rows(model) for run in runs)), [])) for model in REFERENCES]
+    speakers = [Speaker(NAMES[model], "", None, _by_place(rows, variants)) for model, rows in references if rows]
+    unlearned = [(run.row, run) for run in runs if run.row is not None]
+    for row, run in sorted(unlearned, key=lambda pair: (rank(*pair[0]), pair[1].seed)):
+        if rows := run.rows("this_run"):
+            speakers.append(Speaker(*row, run.seed if run.trained else None, _by_place(rows, variants)))
+    return speakers
 
 
 def _by_place(rows: list[Row], variants: tuple[str, ...]) -> dict[Place, Row]:
@@ -49,47 +47,52 @@ def _by_place(rows: list[Row], variants: tuple[str, ...]) -> dict[Place, Row]:
 
 
 def name_of(place: Place) -> str:
+    """Return the words that a question is called by."""
     split, index, variant = place
     return f"{split} {index}" + (f", {variant}" if variant else "")
 
 
-def one_each(some: list[Speaker]) -> list[Speaker]:
-    """The first seed of every row."""
+def one_each(speakers: list[Speaker]) -> list[Speaker]:
+    """Return the first seed of every row."""
     first: dict[tuple[str, str], Speaker] = {}
-    for speaker in some:
+    for speaker in speakers:
         first.setdefault((speaker.method, speaker.optim), speaker)
     return list(first.values())
 
 
 def question_of(row: Row) -> str:
+    """Return what the model was asked."""
     return row.get("question") or row.get("prompt", "")
 
 
-def choose(some: list[Speaker], wanted: list[int] | None, count: int, seed: int) -> list[Place]:
-    """Questions of the forget split: the wanted indices, or `count` drawn with `seed`; of each its first variant."""
-    splits = list(dict.fromkeys(place[0] for place in some[0].rows))
+def choose(speakers: list[Speaker], asked: list[int] | None, count: int, seed: int) -> list[Place]:
+    """Return questions of the forget split: those of the indices asked for, or `count` drawn with `seed`.
+
+    Of each the first variant.  Raises UserError where an index is none of the split's.
+    """
+    splits = list(dict.fromkeys(place[0] for place in speakers[0].rows))
     split = "forget" if "forget" in splits else splits[0]
     first: dict[int, Place] = {}
-    for place in some[0].rows:
+    for place in speakers[0].rows:
         if place[0] == split:
             first.setdefault(place[1], place)
-    known = sorted(first)
-    if wanted is None:
-        wanted = sorted(random.Random(seed).sample(known, min(count, len(known))))
-    unknown = [i for i in wanted if i not in known]
+    indices = sorted(first)
+    if asked is None:
+        asked = sorted(random.Random(seed).sample(indices, min(count, len(indices))))
+    unknown = [i for i in asked if i not in first]
     if unknown:
-        raise UserError(f"--questions {unknown}: the {split} split has questions {known[0]} to {known[-1]}")
-    return [first[i] for i in wanted]
+        raise UserError(f"--questions {unknown}: the {split} split has questions {indices[0]} to {indices[-1]}")
+    return [first[i] for i in asked]
 
 
-def markdown(some: list[Speaker], places: list[Place]) -> str:
-    """One table a question: gold, then a line a model."""
+def markdown(speakers: list[Speaker], places: list[Place]) -> str:
+    """Return one table a question: gold, then a line a model."""
     parts = []
     for place in places:
-        row = some[0].rows[place]
+        row = speakers[0].rows[place]
         lines = [f"**{md(name_of(place))}** {md(question_of(row))}", "", "| | answer |", "|---|---|"]
         lines.append(f"| gold | {md(row['gold'])} |")
-        for speaker in some:
+        for speaker in speakers:
             answer = speaker.rows.get(place, {}).get("generation")
             shown = "*not evaluated*" if answer is None else md(answer) or "*empty*"
             lines.append(f"| {md(speaker.name)} | {shown} |")

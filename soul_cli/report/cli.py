@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
+from soul_cli.core.command import command
 from soul_cli.core.files import write_bytes, write_text
+from soul_cli.core.streams import printable
 from soul_cli.core.types import UserError
 from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
 from soul_cli.report.figures.gallery import FIGURES
 from soul_cli.report.figures.look import save
-from soul_cli.report.figures.plots import Source
+from soul_cli.report.figures.source import Source
+from soul_cli.report.figures.tradeoff import pareto
 from soul_cli.report.layout import layout_of
 from soul_cli.report.page import Picture, page_html, table_html
 from soul_cli.report.paper import read_paper
 from soul_cli.report.read import Run, find_runs, unfinished
-from soul_cli.report.tables import beside_paper, caption, grid, long_csv, long_table, wide_csv
+from soul_cli.report.tables import beside_paper, caption, grid, long_csv, tabulate, wide_csv
 
 
 class Out:
@@ -31,6 +33,7 @@ class Out:
         self.written: list[str] = []
 
     def path(self, part: str, suffix: str) -> Path:
+        """Return where a file goes, and note it as written."""
         if self.name:
             part = "_".join(filter(None, (self.name, re.sub("^(table|compare)_?", "", part))))
         self.written.append(part + suffix)
@@ -38,6 +41,7 @@ class Out:
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="soul-report", description="Tables, figures and a page from finished run folders: mean ± sd over seeds."
     )
@@ -52,60 +56,60 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def numbers(text: str) -> list[int]:
+    """Parse 3,17."""
     return [int(part) for part in text.split(",")]
 
 
 def report(args: argparse.Namespace) -> str:
-    """Read, check, write.  Returns what to print."""
+    """Read, check, write; return what to print."""
     if args.compare:
         return comparison(args.folders, args.out)
     runs = find_runs(args.folders)
     check_comparable(runs)
     task = runs[0].content["task"]
     layout = layout_of(task, runs[0].content.get("headline", []))
-    long = long_table(runs)
-    known = notes(runs)
-    known += [f"not finished and left out: {folder.name}" for folder in unfinished(args.folders)]
+    table = tabulate(runs)
+    remarks = [*notes(runs), *(f"not finished and left out: {folder.name}" for folder in unfinished(args.folders))]
     paper = read_paper(task) if args.paper else None
-    full, brief = (grid(long, layout, caption(runs, layout), known, brief=b) for b in (False, True))
-    beside = [beside_paper(long, layout, paper)] if paper else []
+    full, brief = (grid(table, layout, caption(runs, layout), remarks, brief=b) for b in (False, True))
+    beside = [beside_paper(table, layout, paper)] if paper else []
     text = "\n".join(render.markdown(g) for g in [brief, *beside])
     if args.out is None:
         return text
-    some = answers.speakers(runs, layout.variants)
-    places = answers.choose(some, args.questions, args.random, args.random_seed) if some else []
+    speakers = answers.list_speakers(runs, layout.variants)
+    places = answers.choose(speakers, args.questions, args.random, args.random_seed) if speakers else []
     out = Out(args.out)
     write_text(out.path("table", ".md"), text)
     write_text(out.path("table", ".tex"), render.latex([brief, *beside]))
     write_text(out.path("table", ".html"), table_html([brief, *beside]))
-    write_text(out.path("table", ".csv"), long_csv(long, layout, paper))
-    write_text(out.path("table_wide", ".csv"), wide_csv(long, layout))
+    write_text(out.path("table", ".csv"), long_csv(table, layout, paper))
+    write_text(out.path("table_wide", ".csv"), wide_csv(table, layout))
     if places:
-        write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(some), places))
-    pictures = draw(Source(runs, long, layout), out)
+        write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(speakers), places))
+    pictures = draw(Source(runs, table, layout), out)
     title = f"Unlearning report: {task}"
-    write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, some))
-    return summary(runs, known, out)
+    write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, speakers))
+    return summary(runs, remarks, out)
 
 
 def comparison(folders: list[Path], target: str | None) -> str:
-    """--compare: sentences, and with --out the runs and the figure behind them."""
+    """Return the sentences of --compare; with --out write them, and the runs and the figure behind them."""
     if len(folders) > 1:
         raise UserError("--compare takes one folder, that of a sweep with `validation` and `reported` in it")
-    found = compare.read_comparison(folders[0])
-    text = compare.markdown(found)
+    compared = compare.read_comparison(folders[0])
+    text = compare.markdown(compared)
     if target is None:
         return text
     out = Out(target)
     write_text(out.path("compare", ".md"), text)
-    write_text(out.path("compare", ".csv"), compare.csv(found))
-    for data, suffix in zip(save(compare.pareto(found)), (".png", ".svg"), strict=True):
+    write_text(out.path("compare", ".csv"), compare.csv(compared))
+    for data, suffix in zip(save(pareto(compared)), (".png", ".svg"), strict=True):
         write_bytes(out.path("pareto", suffix), data)
     return text
 
 
 def draw(source: Source, out: Out) -> list[Picture]:
-    """Every figure that the runs have something for, as PNG and SVG."""
+    """Draw every figure that the runs have something for, as PNG and SVG."""
     pictures = []
     for name, (function, words) in FIGURES.items():
         figure = function(source)
@@ -118,14 +122,13 @@ def draw(source: Source, out: Out) -> list[Picture]:
     return pictures
 
 
-def summary(runs: list[Run], known: list[str], out: Out) -> str:
-    lines = [f"note: {n}" for n in known]
+def summary(runs: list[Run], remarks: list[str], out: Out) -> str:
+    """Return what was read and written, in words."""
+    lines = [f"note: {remark}" for remark in remarks]
     return "\n".join([*lines, f"{len(runs)} runs -> {out.folder}: {', '.join(out.written)}"])
 
 
 def main(given: list[str] | None = None) -> None:
-    """Entry point."""
-    try:
-        print(report(arguments(given)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    """Run `soul-report`; an error of the user's is one line and exit code 2."""
+    with command():
+        print(printable(report(arguments(given))))

@@ -8,102 +8,137 @@ from typing import Any
 
 from soul_cli.core.run_folder import NAMES
 from soul_cli.core.types import UserError
-from soul_cli.report.read import REFERENCES, SOLVER, WITHOUT_EFFECT, Run, label
+from soul_cli.report.read import REFERENCES, SOLVER, TERMS, WITHOUT_EFFECT, Run, label
 
 # sections of the configuration that must agree for two rows to stand in one table
 COMPARABLE = ("task", "model", "eval", "target_seed")
+ENVIRONMENT = {"git": "code (git commits)", "machine": "machine", "packages": "packages"}
 
 
-def _parts(runs: Iterable[Run], of: Callable[[Run], Any]) -> dict[str, list[Run]]:
-    """Runs by the value of `of`, as text."""
-    parts: dict[str, list[Run]] = {}
+def group_by(runs: Iterable[Run], value_of: Callable[[Run], Any]) -> dict[str, list[Run]]:
+    """Return the runs of each value, which is given as text."""
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        parts.setdefault(json.dumps(of(run), sort_keys=True, ensure_ascii=False, default=str), []).append(run)
-    return parts
+        groups.setdefault(json.dumps(value_of(run), sort_keys=True, ensure_ascii=False, default=str), []).append(run)
+    return groups
 
 
-def _names(runs: list[Run]) -> str:
+def folder_names(runs: list[Run]) -> str:
+    """Return the names of the first two folders, and how many more there are."""
     names = [r.folder.name for r in runs]
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
+def describe(groups: dict[str, list[Run]]) -> str:
+    """Return which value which folders have."""
+    return "; ".join(f"{value[:80]} in {folder_names(runs)}" for value, runs in sorted(groups.items()))
+
+
 def check_comparable(runs: list[Run]) -> None:
-    """Rows of one table share data, model, template, evaluation, target seed, questions and definitions."""
+    """Refuse runs of other data, model, template, evaluation, target seed, questions or definitions.
 
-    def refuse(what: str, of: Callable[[Run], Any]) -> None:
-        parts = _parts(runs, of)
-        if len(parts) > 1:
-            shown = "; ".join(f"{value[:80]} in {_names(some)}" for value, some in sorted(parts.items()))
-            raise UserError(f"these runs do not belong in one table: {what} differs ({shown}). Report them apart")
+    Then rows that are more than one setting over seeds.  Raises UserError that names what differs and where.
+    """
 
-    keys = dict.fromkeys(k for r in runs for k in r.config if k.split(".")[0] in COMPARABLE)
-    for key in keys:
+    def refuse(what: str, value_of: Callable[[Run], Any]) -> None:
+        groups = group_by(runs, value_of)
+        if len(groups) > 1:
+            raise UserError(
+                f"these runs do not belong in one table: {what} differs ({describe(groups)}). Report them apart"
+            )
+
+    for key in dict.fromkeys(k for r in runs for k in r.config if k.split(".")[0] in COMPARABLE):
         if key not in WITHOUT_EFFECT:
             refuse(key, lambda r: r.config.get(key))  # noqa: B023 - called at once
-    for field_ in ("n", "definition"):
-        for metric in dict.fromkeys(k for r in runs for k in r.content["models"]["original"]):
-            having = [r for r in runs if metric in r.content["models"]["original"]]
-            if len(having) == len(runs):
-                refuse(f"{field_} of {metric}", lambda r: r.content["models"]["original"][metric][field_])  # noqa: B023
-    _check_cells(runs)
-
-
-def _check_cells(runs: list[Run]) -> None:
-    """A row is one setting over seeds: the same method, optimizer and training, each seed once."""
-    cells: dict[tuple[str, str], list[Run]] = {}
+    shared = set.intersection(*(set(r.metrics["original"]) for r in runs))
+    for attribute in ("n", "definition"):
+        for metric in sorted(shared):
+            refuse(f"{attribute} of {metric}", lambda r: getattr(r.metrics["original"][metric], attribute))  # noqa: B023
+    rows: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if run.row is not None:
-            cells.setdefault(run.row, []).append(run)
-    for row, some in cells.items():
-        for key in dict.fromkeys(k for r in some for k in r.settings):
-            parts = _parts(some, lambda r: r.settings.get(key))  # noqa: B023 - called at once
-            if len(parts) > 1:
-                shown = "; ".join(f"{v} in {_names(part)}" for v, part in sorted(parts.items()))
-                raise UserError(f"runs of {label(row)} with other settings: {key} differs ({shown}). Report them apart")
-        for seed, twice in _parts([r for r in some if r.trained], lambda r: r.seed).items():
-            if len(twice) > 1:
-                raise UserError(
-                    f"two runs of {label(row)} with seed {seed} and the same settings, made by other code or on "
-                    f"another machine: {_names(twice)}. Report them apart"
-                )
+            rows.setdefault(run.row, []).append(run)
+    for row, members in rows.items():
+        _check_row(row, members)
+
+
+def _check_row(row: tuple[str, str], runs: list[Run]) -> None:
+    """Refuse a row of several settings, or with one seed twice."""
+    for key in dict.fromkeys(k for r in runs for k in r.settings):
+        groups = group_by(runs, lambda r: r.settings.get(key))  # noqa: B023 - called at once
+        if len(groups) > 1:
+            raise UserError(
+                f"runs of {label(row)} with other settings: {key} differs ({describe(groups)}). Report them apart"
+            )
+    for seed, same in group_by([r for r in runs if r.trained], lambda r: r.seed).items():
+        if len(same) > 1:
+            raise UserError(
+                f"two runs of {label(row)} with seed {seed} and the same settings, made by other code or on "
+                f"another machine: {folder_names(same)}. Report them apart"
+            )
 
 
 def notes(runs: list[Run]) -> list[str]:
-    """What a reader of the table must know and the caption does not say: where rows are not quite alike."""
-    out = []
+    """Return what a reader of the table must know and the caption does not say: where rows are not quite alike."""
     trained = [r for r in runs if r.trained]
-    for key in dict.fromkeys(k for r in trained for k in r.settings if k.startswith("train.")):
-        out += _differs(f"{key} differs between rows", trained, key)
-    for method in dict.fromkeys(r.content["method"] for r in trained):
-        some = [r for r in trained if r.content["method"] == method]
-        for key in dict.fromkeys(k for r in some for k in r.settings if k.startswith("method.") and k != SOLVER):
-            out += _differs(f"{key} of {method} differs between optimizers", some, key)
-    seeds = {label(r.row): sorted({x.seed for x in trained if x.row == r.row}) for r in trained if r.row}
-    if len({tuple(s) for s in seeds.values()}) > 1:
-        out.append("rows are over different seeds: " + "; ".join(f"{k} {s}" for k, s in seeds.items()))
-    for model in REFERENCES:
-        for metric in runs[0].numbers.get(model, {}):
-            parts = _parts(
-                [r for r in runs if metric in r.numbers.get(model, {})],
-                lambda r: round(r.numbers[model][metric].value, 6),  # noqa: B023 - called at once
-            )
-            if len(parts) > 1:
-                shown = "; ".join(f"{v} in {_names(some)}" for v, some in parts.items())
-                out.append(
-                    f"{metric} of the {NAMES[model]} model differs between runs, the table shows the first: {shown}"
-                )
-                break
-    for what in ("git", "machine", "packages"):
-        parts = _parts(runs, lambda r: r.environment.get(what))  # noqa: B023 - called at once
-        if len(parts) > 1:
-            shown = "; ".join(_names(some) for some in parts.values())
-            out.append(f"runs were made with different {'code (git commits)' if what == 'git' else what}: {shown}")
-    return out
+    return [
+        *_training_notes(trained), *_method_notes(trained), *_seed_notes(trained), *_reference_notes(runs),
+        *_environment_notes(runs),
+    ]  # fmt: skip
 
 
-def _differs(what: str, runs: list[Run], key: str) -> list[str]:
-    parts = _parts(runs, lambda r: r.settings.get(key))
-    if len(parts) < 2:
+def _training_notes(runs: list[Run]) -> list[str]:
+    keys = dict.fromkeys(k for r in runs for k in r.settings if k.startswith("train."))
+    return [note for key in keys for note in _setting_notes(f"{key} differs between rows", runs, key)]
+
+
+def _method_notes(runs: list[Run]) -> list[str]:
+    found = []
+    for method in dict.fromkeys(r.content["method"] for r in runs):
+        members = [r for r in runs if r.content["method"] == method]
+        for key in dict.fromkeys(k for r in members for k in r.settings if k.split(".")[0] in TERMS and k != SOLVER):
+            found += _setting_notes(f"{key} of {method} differs between optimizers", members, key)
+    return found
+
+
+def _setting_notes(what: str, runs: list[Run], key: str) -> list[str]:
+    """Return one note with the rows of each value, or none where there is one value."""
+    groups = group_by(runs, lambda r: r.settings.get(key))
+    if len(groups) < 2:
         return []
-    shown = (f"{v} ({', '.join(dict.fromkeys(label(r.row) for r in some if r.row))})" for v, some in parts.items())
-    return [f"{what}: {'; '.join(shown)}"]
+    rows = (f"{v} ({', '.join(dict.fromkeys(label(r.row) for r in part if r.row))})" for v, part in groups.items())
+    return [f"{what}: {'; '.join(rows)}"]
+
+
+def _seed_notes(runs: list[Run]) -> list[str]:
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        if run.row:
+            seeds.setdefault(label(run.row), set()).add(run.seed)
+    if len({frozenset(values) for values in seeds.values()}) < 2:
+        return []
+    return ["rows are over different seeds: " + "; ".join(f"{row} {sorted(v)}" for row, v in seeds.items())]
+
+
+def _reference_notes(runs: list[Run]) -> list[str]:
+    """Return, for each reference, a note on the first metric in which the runs' own evaluations of it differ."""
+    found = []
+    for model in REFERENCES:
+        for metric in runs[0].metrics.get(model, {}):
+            having = [r for r in runs if metric in r.metrics.get(model, {})]
+            groups = group_by(having, lambda r: round(r.metrics[model][metric].value, 6))  # noqa: B023 - called at once
+            if len(groups) > 1:
+                of = f"{metric} of the {NAMES[model]} model"
+                found.append(f"{of} differs between runs, the table shows the first: {describe(groups)}")
+                break
+    return found
+
+
+def _environment_notes(runs: list[Run]) -> list[str]:
+    found = []
+    for key, words in ENVIRONMENT.items():
+        groups = group_by(runs, lambda r: r.environment.get(key))  # noqa: B023 - called at once
+        if len(groups) > 1:
+            folders = "; ".join(map(folder_names, groups.values()))
+            found.append(f"runs were made with different {words}: {folders}")
+    return found

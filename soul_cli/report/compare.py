@@ -11,6 +11,7 @@ are too narrow; several comparisons stand side by side, and none is corrected fo
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,93 +19,96 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from soul_cli.core.types import UserError
 from soul_cli.report.comparable import check_comparable
-from soul_cli.report.figures.look import colour, legend, panels
-from soul_cli.report.figures.plots import frontier
 from soul_cli.report.layout import layout_of, rank
 from soul_cli.report.read import Run, find_runs
-from soul_cli.report.tables import Cell
+from soul_cli.report.tables import Cell, csv_text
 
 BASELINE = "adamw"
-SAME_KEPT = 0.01
-SAME_MOVED = 0.10  # relative
+SAME_RETAINED = 0.01
+SAME_DISPLACEMENT = 0.10  # relative
 MOST = 6  # seeds whose resamples are counted one by one: 6^6
 EXTRA = ("forget_quality_D", "model_utility", "heldout_ppl")  # reported beside the two, where a task has them
+SEARCHED = ("optim.lr", "retain.weight", "method.retain_weight")  # the last: its name in folders of version 0.1
 LOOKS = "forgotten: distance of the forget metric to the retain-trained model, 0 is best; kept: the retain metric"
+
+Setting = tuple[tuple[str, str], ...]  # key -> value of what was searched
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one run came to.  far: |forget metric - that of the retain-trained model|; moved: ‖Δθ‖."""
+    """What one run came to.
+
+    distance: |forget metric - that of the retain-trained model|; retained: the retain metric; displacement: ‖Δθ‖.
+    """
 
     method: str
     optim: str
-    setting: tuple[tuple[str, str], ...]
+    setting: Setting
     seed: int
-    far: float
-    kept: float
-    moved: float
+    distance: float
+    retained: float
+    displacement: float
     extra: tuple[tuple[str, float], ...]  # further metrics, by name
 
     def number(self, name: str) -> float:
+        """Return a field or a further metric."""
         return {**vars(self), **dict(self.extra)}[name]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the text and the figure need.  metrics: names of (forget, kept)."""
+    """All that the text and the figure need.  metrics: names of (forget, retain)."""
 
     tried: list[Point]
     chosen: list[Point]
     metrics: tuple[str, str]
 
-    def cells(self) -> list[tuple[str, str]]:
-        return sorted({(p.method, p.optim) for p in self.chosen}, key=lambda c: rank(*c))
+    def rows(self) -> list[tuple[str, str]]:
+        """Return (method, optimizer) of the chosen settings, in the table's order."""
+        return sorted({(p.method, p.optim) for p in self.chosen}, key=lambda row: rank(*row))
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """The two folders of a sweep that chose.  Raises UserError where one of them holds no finished run."""
+    """Read the two folders of a sweep that chose.  Raises UserError where one of them holds no finished run."""
     tried, chosen = find_runs([folder / "validation"]), find_runs([folder / "reported"])
     check_comparable(chosen)
     axes = layout_of(chosen[0].content["task"], []).axes
-    there = chosen[0].numbers["this_run"]
-    metrics = next((pair for pair in axes if set(pair) <= set(there)), None)
+    metrics = next((pair for pair in axes if set(pair) <= set(chosen[0].metrics["this_run"])), None)
     if metrics is None:
         raise UserError(f"{folder}: the runs have none of the metrics to compare by: {axes}")
-    points = [[_point(r, metrics) for r in some if r.trained] for some in (tried, chosen)]
+    points = [[_point(run, metrics) for run in runs if run.trained] for runs in (tried, chosen)]
     return Comparison(points[0], points[1], metrics)
 
 
 def _point(run: Run, metrics: tuple[str, str]) -> Point:
-    now, floor = run.numbers["this_run"], run.numbers["retain_trained"]
-    forget, keep = metrics
+    now, floor = run.metrics["this_run"], run.metrics["retain_trained"]
+    forget, retain = metrics
     return Point(
         run.content["method"],
         run.content["optim"],
-        tuple((k, str(v)) for k, v in run.settings.items() if k in ("optim.lr", "method.retain_weight")),
+        tuple((k, str(v)) for k, v in run.settings.items() if k in SEARCHED),
         run.seed,
         abs(now[forget].value - floor[forget].value),
-        now[keep].value,
+        now[retain].value,
         now["displacement"].value,
         tuple((k, now[k].value) for k in EXTRA if k in now),
     )
 
 
 def of_row(points: list[Point], method: str, optim: str) -> list[Point]:
+    """Return the points of one method and optimizer."""
     return [p for p in points if (p.method, p.optim) == (method, optim)]
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
-def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean over seeds: of all n^n resamples; of 20,000 where n > 6."""
+def bootstrap(differences: Sequence[float]) -> Interval:
+    """Return the 95 % percentile interval of the mean over seeds: of all n^n resamples; of 20,000 where n > 6."""
     values, n = np.asarray(differences, float), len(differences)
     if n <= MOST:
         picks = np.array(list(product(range(n), repeat=n)))
@@ -115,27 +119,33 @@ def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]]) -> float:
-    """Area that the points (far, kept) dominate in the unit square, from the corner far = 1, kept = 0."""
+    """Return the area that points (distance, retained) dominate in the unit square, from the corner (1, 0)."""
     area, height = 0.0, 0.0
-    for far, kept in sorted(points):  # nearest first: each adds what is kept beyond those before
-        if kept > height:
-            area += (1 - min(far, 1.0)) * (kept - height)
-            height = kept
+    for distance, retained in sorted(points):  # nearest first: each adds what is retained beyond those before
+        if retained > height:
+            area += (1 - min(distance, 1.0)) * (retained - height)
+            height = retained
     return area
 
 
-def paired(a: list[Point], b: list[Point], of: str) -> list[float]:
-    """b - a on the seeds that both have.  of: a field of Point, or the name of a further metric."""
-
-    first, second = ({p.seed: p.number(of) for p in some} for some in (a, b))
-    return [second[s] - first[s] for s in sorted(first.keys() & second.keys())]
+def paired(a: list[Point], b: list[Point], name: str) -> list[float]:
+    """Return b - a on the seeds that both have.  name: a field of Point, or a further metric."""
+    first, second = ({p.seed: p.number(name) for p in points} for points in (a, b))
+    seeds = sorted(first.keys() & second.keys())
+    return [0.0 if second[s] == first[s] else second[s] - first[s] for s in seeds]  # two of inf are equal
 
 
 def alike(tried: list[Point], method: str, optim: str, *, by: str) -> dict[int, list[tuple[Point, Point]]]:
-    """Seed -> pairs (baseline, optim) of one method whose runs on that seed kept, or moved, alike."""
+    """Return seed -> pairs (baseline, optim) of one method whose runs are near on that seed.
+
+    by: "retained" or "displacement".
+    """
     pairs: dict[int, list[tuple[Point, Point]]] = defaultdict(list)
     for a, b in product(of_row(tried, method, BASELINE), of_row(tried, method, optim)):
-        near = abs(a.kept - b.kept) <= SAME_KEPT if by == "kept" else abs(a.moved / b.moved - 1) <= SAME_MOVED
+        if by == "retained":
+            near = abs(a.retained - b.retained) <= SAME_RETAINED
+        else:
+            near = abs(a.displacement - b.displacement) <= SAME_DISPLACEMENT * b.displacement
         if a.seed == b.seed and near:
             pairs[a.seed].append((a, b))
     return pairs
@@ -144,68 +154,76 @@ def alike(tried: list[Point], method: str, optim: str, *, by: str) -> dict[int, 
 # --- words -------------------------------------------------------------------------------------------------
 
 
-def verdict(far: tuple[float, float], kept: tuple[float, float]) -> str:
-    """Intervals of the differences -> what they show."""
-    nearer, farther = far[1] < 0, far[0] > 0
-    more, less = kept[0] > 0, kept[1] < 0
-    if nearer and not less:
-        return "forgets better and keeps " + ("more" if more else "no less")
-    if farther and not more:
-        return "forgets worse and keeps " + ("less" if less else "no more")
-    if nearer or farther:
-        return "forgets better and keeps less" if nearer else "forgets worse and keeps more"
-    if more or less:
-        return "forgets alike and keeps " + ("more" if more else "less")
-    return "cannot be told apart"
+def verdict(distance: Interval, retained: Interval) -> str:
+    """Return in words what the intervals of the two differences show."""
+    forgets, keeps = -sign(distance), sign(retained)  # 1: better, more
+    if forgets == 0:
+        return f"forgets alike and keeps {'more' if keeps > 0 else 'less'}" if keeps else "cannot be told apart"
+    alike = "no less" if forgets > 0 else "no more"
+    return f"forgets {'better' if forgets > 0 else 'worse'} and keeps {('less', alike, 'more')[keeps + 1]}"
+
+
+def sign(interval: Interval) -> int:
+    """Return 1 or -1 where the interval lies on one side of 0, else 0."""
+    return int(interval[0] > 0) - int(interval[1] < 0)
 
 
 def difference(values: Sequence[float]) -> str:
+    """Return mean and interval as they are shown; where values are infinite, on how many seeds."""
+    infinite = [v for v in values if math.isinf(v)]
+    if infinite:
+        return f"infinite on {len(infinite)} of {len(values)} seeds ({' '.join(f'{v:+}' for v in infinite)})"
     low, high = bootstrap(values)
     return f"{np.mean(values):+.3f} ({low:+.3f} … {high:+.3f})"
 
 
 def sentences(c: Comparison) -> list[str]:
-    """The answer, one line a method and optimizer."""
-    out = []
-    for method, optim in c.cells():
-        if optim == BASELINE:
-            continue
+    """Return the answer, one line a method and optimizer that shares two seeds with the baseline."""
+    lines = []
+    for method, optim in c.rows():
         a, b = (of_row(c.chosen, method, o) for o in (BASELINE, optim))
-        if not a:
-            continue
-        far, kept = paired(a, b, "far"), paired(a, b, "kept")
-        if len(far) < 2:
-            continue
-        words = [f"**{method}, {optim}** against {BASELINE}: {verdict(bootstrap(far), bootstrap(kept))}."]
-        words.append(f"Chosen settings, n = {len(far)}: forgotten {difference(far)}, kept {difference(kept)}")
-        for name in (n for n in EXTRA if n in dict(a[0].extra)):
-            words[-1] += f", {name} {difference(paired(a, b, name))}"
-        words[-1] += f", ‖Δθ‖ {np.mean([p.moved for p in b]) / np.mean([p.moved for p in a]):.2f} times as far."
-        words += [_alike(c.tried, method, optim, "kept"), _alike(c.tried, method, optim, "moved")]
-        words.append(_volumes(c.tried, method, optim))
-        out.append(" ".join(words))
-    return out
+        if optim != BASELINE and len(paired(a, b, "distance")) > 1:
+            looks = (
+                _chosen(method, optim, a, b),
+                _alike(c.tried, method, optim, "retained"),
+                _alike(c.tried, method, optim, "displacement"),
+                _volumes(c.tried, method, optim),
+            )
+            lines.append(" ".join(looks))
+    return lines
+
+
+def _chosen(method: str, optim: str, a: list[Point], b: list[Point]) -> str:
+    distance, retained = paired(a, b, "distance"), paired(a, b, "retained")
+    shown = [f"forgotten {difference(distance)}", f"kept {difference(retained)}"]
+    shown += [f"{name} {difference(paired(a, b, name))}" for name in EXTRA if name in dict(a[0].extra)]
+    moved = np.mean([p.displacement for p in b]) / np.mean([p.displacement for p in a])
+    return (
+        f"**{method}, {optim}** against {BASELINE}: {verdict(bootstrap(distance), bootstrap(retained))}. "
+        f"Chosen settings, n = {len(distance)}: {', '.join(shown)}, ‖Δθ‖ {moved:.2f} times as far."
+    )
 
 
 def _alike(tried: list[Point], method: str, optim: str, by: str) -> str:
     pairs = alike(tried, method, optim, by=by)
-    what = f"Settings that keep alike (±{SAME_KEPT})" if by == "kept" else f"That move alike (±{SAME_MOVED:.0%})"
+    keep = by == "retained"
+    what = f"Settings that keep alike (±{SAME_RETAINED})" if keep else f"That move alike (±{SAME_DISPLACEMENT:.0%})"
     if not pairs:
         return f"{what}: none."
+
+    def mean(name: str) -> float:
+        return float(np.mean([np.mean([b.number(name) - a.number(name) for a, b in p]) for p in pairs.values()]))
+
     count = sum(map(len, pairs.values()))
-    far = [float(np.mean([b.far - a.far for a, b in some])) for some in pairs.values()]
-    text = f"{what}: {count} pairs on {len(pairs)} seeds, forgotten {np.mean(far):+.3f}"
-    if by == "moved":
-        kept = [float(np.mean([b.kept - a.kept for a, b in some])) for some in pairs.values()]
-        text += f", kept {np.mean(kept):+.3f}"
-    return text + "."
+    text = f"{what}: {count} pairs on {len(pairs)} seeds, forgotten {mean('distance'):+.3f}"
+    return text + ("." if keep else f", kept {mean('retained'):+.3f}.")
 
 
 def _volumes(tried: list[Point], method: str, optim: str) -> str:
-    def by_seed(of: str) -> dict[int, float]:
+    def by_seed(name: str) -> dict[int, float]:
         seeds: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        for p in of_row(tried, method, of):
-            seeds[p.seed].append((p.far, p.kept))
+        for p in of_row(tried, method, name):
+            seeds[p.seed].append((p.distance, p.retained))
         return {seed: hypervolume(points) for seed, points in seeds.items()}
 
     theirs, ours = by_seed(BASELINE), by_seed(optim)
@@ -214,15 +232,15 @@ def _volumes(tried: list[Point], method: str, optim: str) -> str:
 
 
 def markdown(c: Comparison) -> str:
-    """The answer with what a reader must know of how it came about."""
+    """Return the answer with what a reader must know of how it came about."""
     settings = defaultdict(set)
     for p in c.tried:
         settings[(p.method, p.optim)].add(p.setting)
     sizes = sorted({len(s) for s in settings.values()})
-    tried, reported = (sorted({p.seed for p in some}) for some in (c.tried, c.chosen))
+    tried, reported = (", ".join(map(str, sorted({p.seed for p in points}))) for points in (c.tried, c.chosen))
     head = [
         f"Settings tried for each method and optimizer: {', '.join(map(str, sizes))}, the same for all, on seeds "
-        f"{_list(tried)}; the best by the task's selection score ran on seeds {_list(reported)}.",
+        f"{tried}; the best by the task's selection score ran on seeds {reported}.",
         f"{LOOKS} (here {c.metrics[0]} and {c.metrics[1]}). In brackets 95 % intervals, bootstrap over seeds, which "
         "with so few are too narrow; nothing is corrected for the number of comparisons.",
         "",
@@ -230,75 +248,36 @@ def markdown(c: Comparison) -> str:
     return "\n".join([*head, *(f"- {s}" for s in sentences(c)), "", *_table(c), ""])
 
 
-def _list(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
-
-
 def _table(c: Comparison) -> list[str]:
-    """The chosen settings and what they came to; a setting at the edge of its grid says so."""
+    """Return the chosen settings and what they came to; a setting at the edge of its grid says so."""
     lines = [
         "| method | optimizer | chosen setting | n | forgotten ↓ | kept ↑ | ‖Δθ‖ |",
         "|---|---|---|---|---|---|---|",
     ]
-    for method, optim in c.cells():
-        own, tried = of_row(c.chosen, method, optim), [dict(p.setting) for p in of_row(c.tried, method, optim)]
+    for method, optim in c.rows():
+        points, tried = of_row(c.chosen, method, optim), [dict(p.setting) for p in of_row(c.tried, method, optim)]
         parts = [
-            f"{k.split('.')[-1]} {float(v):g}{_edge(v, [t[k] for t in tried if k in t])}" for k, v in own[0].setting
+            f"{k.split('.')[-1]} {float(v):g}{_edge(v, [t[k] for t in tried if k in t])}" for k, v in points[0].setting
         ]
-        columns = ([getattr(p, of) for p in own] for of in ("far", "kept", "moved"))
-        numbers = (Cell(float(np.mean(values)), _sd(values)).text for values in columns)
-        lines.append(f"| {method} | {optim} | {', '.join(parts)} | {len(own)} | {' | '.join(numbers)} |")
+        names = ("distance", "retained", "displacement")
+        numbers = (Cell(tuple(p.number(name) for p in points)).text for name in names)
+        lines.append(f"| {method} | {optim} | {', '.join(parts)} | {len(points)} | {' | '.join(numbers)} |")
     return lines
 
 
 def _edge(value: str, values: list[str]) -> str:
-    """A mark where a better value may lie outside the grid."""
+    """Return a mark where a better value may lie outside the grid."""
     numbers = sorted({float(v) for v in values})
     return " (edge)" if len(numbers) > 2 and float(value) in (numbers[0], numbers[-1]) else ""
 
 
-def _sd(values: list[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
 def csv(c: Comparison) -> str:
-    """A line a run."""
-    lines = []
-    for part, some in (("validation", c.tried), ("reported", c.chosen)):
-        for p in some:
-            own = {"method": p.method, "optim": p.optim, **dict(p.setting), "seed": p.seed, "far": p.far}
-            lines.append({"part": part, **own, "kept": p.kept, "displacement": p.moved, **dict(p.extra)})
-    return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g")
-
-
-# --- figure ------------------------------------------------------------------------------------------------
-
-
-def pareto(c: Comparison) -> Figure:
-    """A panel a method: every setting (small), the line of those none other beats, the chosen ones with ± sd."""
-    methods = list(dict.fromkeys(m for m, _ in c.cells()))
-    figure, (row,) = panels(1, len(methods), 4.2 * len(methods), 4.4, sharey=True)
-    for axes, method in zip(row, methods, strict=True):
-        for optim in [o for m, o in c.cells() if m == method]:
-            seeds: dict[tuple[tuple[str, str], ...], list[Point]] = defaultdict(list)
-            for p in of_row(c.tried, method, optim):
-                seeds[p.setting].append(p)
-            kept = [float(np.mean([p.kept for p in some])) for some in seeds.values()]
-            far = [float(np.mean([p.far for p in some])) for some in seeds.values()]
-            axes.plot(kept, far, ls="", marker="o", ms=4, color=colour(optim), alpha=0.6)
-            best = frontier(kept, far)
-            axes.plot([kept[i] for i in best], [far[i] for i in best], color=colour(optim), lw=1.5)
-            own = of_row(c.chosen, method, optim)
-            xs, ys = [p.kept for p in own], [p.far for p in own]
-            axes.errorbar(
-                np.mean(xs), np.mean(ys), xerr=_sd(xs), yerr=_sd(ys), ls="", marker="D", ms=8, capsize=2,
-                color=colour(optim), mec="black", mew=0.8, zorder=4,
-            )  # fmt: skip
-        axes.set(title=method, xlabel=f"{c.metrics[1]}  (more is kept: right)")
-    row[0].set_ylabel(f"{c.metrics[0]}, distance to retain-trained  (best: 0)")
-    more: list[Artist] = [
-        Line2D([], [], color="0.3", ls="", marker="o", ms=4, label="a setting, validation seeds"),
-        Line2D([], [], color="0.3", ls="", marker="D", ms=8, mec="black", label="chosen, other seeds, ± sd"),
-    ]
-    legend(figure, [], list(dict.fromkeys(o for _, o in c.cells())), more)
-    return figure
+    """Return a line a run."""
+    return csv_text([
+        {
+            "part": part, "method": p.method, "optim": p.optim, **dict(p.setting), "seed": p.seed,
+            "distance": p.distance, "retained": p.retained, "displacement": p.displacement, **dict(p.extra),
+        }
+        for part, points in (("validation", c.tried), ("reported", c.chosen))
+        for p in points
+    ])  # fmt: skip

@@ -1,11 +1,16 @@
-"""What a task's report shows, and in which order: the one place to touch for a new task, method or optimizer."""
+"""What a task's report shows, and in which order: the one place to touch for a new task.
+
+Methods and optimizers stand in the order of their registries.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-METHODS = ("none", "input_based", "finetune", "ga", "graddiff", "po", "npo", "iu")
-OPTIMS = ("adamw", "soul", "soul_released", "signum", "lion", "muon")
+from soul_cli.core.run_folder import NAMES
+from soul_cli.objective.methods import METHODS
+from soul_cli.optim.build import OPTIMS
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ WORDS = (20, 60, 100, 300)  # prompt lengths of the copyright task: the embedded
 
 
 def _continued(split: str, tail: str = "", paper: bool = False) -> tuple[Column, ...]:
-    """BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
+    """Return BLEU and ROUGE-L by prompt length.  paper: the paper's table has the two longer ones."""
     out = []
     for words in WORDS:
         for metric, title in (("bleu", "BLEU"), ("rougeL", "ROUGE-L")):
@@ -92,9 +97,12 @@ LAYOUTS = {
                 Column("forget_prob", "Prob", brief=False),
                 Column("forget_truth_ratio", "Truth ratio", brief=False),
                 Column("forget_extraction_strength", "Extraction", brief=False),
+                Column("forget_extraction_strength_ou", "Extraction (OU)", brief=False),
                 Column("forget_exact_memorization", "Exact mem.", brief=False),
+                Column("forget_exact_memorization_ou", "Exact mem. (OU)", brief=False),
                 Column("forget_fluency", "Fluency"),
                 Column("mia", "MIA"),
+                Column("mia_min_k_ou", "MIA Min-40% (OU)", brief=False),
                 Column("mia_facts", "MIA facts", brief=False),
                 Column("mia_released", "MIA (released)", paper="mia"),
             )),
@@ -144,6 +152,7 @@ LAYOUTS = {
                 Column("forget_verbatim_longest", "Longest"),
                 Column("forget_verbatim_50", "50 tokens"),
                 Column("forget_verbmem", "VerbMem"),
+                Column("forget_verbmem_muse", "VerbMem (MUSE)", brief=False),
                 Column("forget_fluency", "Fluency"),
             )),
             Group("Utility on retain", "retain", (
@@ -164,7 +173,7 @@ LAYOUTS = {
 
 
 def layout_of(task: str, headline: list[str]) -> Layout:
-    """The task's layout, and under a last heading the metrics of its short table that the layout does not know.
+    """Return the task's layout, and under a last heading the metrics of its short table that the layout does not know.
 
     For a task without a layout that is all of them, and the trade-off is of the first forget and retain metric.
     """
@@ -178,10 +187,16 @@ def layout_of(task: str, headline: list[str]) -> Layout:
     return Layout((Group(task, "", tuple(Column(m, m) for m in headline)), COST), ((forget, keep),))
 
 
-def rank(method: str, optim: str) -> tuple[int, int]:
-    """Sorting key of a row: original, retain-trained, then methods and optimizers in the paper's order."""
-    methods = ("original", "retain-trained", *METHODS)
-    return (
-        methods.index(method) if method in methods else len(methods),
-        OPTIMS.index(optim) if optim in OPTIMS else (len(OPTIMS) if optim else -1),
-    )
+def rank(method: str, optim: str) -> tuple[int, str, int, str]:
+    """Return the sorting key of a row: original, retain-trained, then methods and optimizers as `place` has them."""
+    return *place(method, (*NAMES.values(), *METHODS)), *place(optim, ("", *OPTIMS))
+
+
+def place(name: str, registry: Iterable[str]) -> tuple[int, str]:
+    """Return the sorting key of a name: as the registry has it; behind, by name, those of other versions.
+
+    A method with other terms than usual (npo+kl) stands behind the usual one.
+    """
+    known = list(registry)
+    first, *others = name.split("+")
+    return (known.index(first), "+".join(others)) if first in known else (len(known), name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from soul_cli.core.streams import printable
 from soul_cli.core.types import Row
 from soul_cli.report.answers import Place, Speaker, name_of, question_of
 from soul_cli.report.layout import Layout, rank
@@ -36,17 +37,18 @@ class Picture:
 
 
 def environment() -> Environment:
-    """Templates in which everything is escaped unless a template says otherwise."""
-    found = Environment(
+    """Return templates in which everything is escaped unless a template says otherwise."""
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    found.filters["short"] = short
-    return found
+    templates.filters["short"] = short
+    templates.filters["key"] = lambda x: str(x).replace("inf", "Infinity")  # as JavaScript reads it
+    return templates
 
 
 def table_html(grids: list[Grid]) -> str:
-    """The tables alone, as a document."""
+    """Return the tables alone, as a document."""
     return environment().get_template("table.html.j2").render(grids=grids, legend=LEGEND)
 
 
@@ -58,9 +60,9 @@ def page_html(
     pictures: list[Picture],
     runs: list[Run],
     layout: Layout,
-    some: list[Speaker],
+    speakers: list[Speaker],
 ) -> str:
-    """The page.  beside: the table with the paper's numbers, or nothing."""
+    """Return the page.  beside: the table with the paper's numbers, or nothing."""
     return environment().get_template("page.html.j2").render(
         title=title,
         brief=brief,
@@ -68,59 +70,72 @@ def page_html(
         beside=beside,
         legend=LEGEND,
         pictures=pictures,
-        runs=runs_table(runs),
-        browser=browser(some, layout.scores),
+        runs=list_runs(runs),
+        browser=list_answers(speakers, layout.scores),
     )  # fmt: skip
 
 
-def runs_table(runs: list[Run]) -> dict[str, Any]:
-    """Every run with the settings that vary between runs as columns, and all of its settings to unfold."""
+def list_runs(runs: list[Run]) -> dict[str, Any]:
+    """Return every run with the settings that vary between runs as columns, and all of its settings to unfold."""
     runs = sorted(runs, key=lambda r: (rank(*(r.row or (r.content["method"], ""))), r.seed))
-    kept = [{k: v for k, v in r.config.items() if k not in PRIVATE} for r in runs]
-    keys = list(dict.fromkeys(k for c in kept for k in c))
-    varying = [k for k in keys if len({str(c.get(k)) for c in kept}) > 1 and k not in ("method.name", "optim.name")]
-    lines = []
-    for run, config in zip(runs, kept, strict=True):
-        lines.append({
-            "name": label(run.row) if run.row else run.content["method"],
-            "folder": run.folder.name,
-            "values": [config.get(k) for k in varying],
-            "seconds": sum(run.content["cost"].get(p, {}).get("seconds", 0.0) for p in ("unlearn", "evaluate")),
-            "config": "\n".join(f"{k}: {v}" for k, v in config.items()),
-            "environment": "\n".join(f"{k}: {v}" for k, v in run.environment.items()),
-        })  # fmt: skip
-    return {"varying": varying, "lines": lines}
+    configs = [{k: v for k, v in r.config.items() if k not in PRIVATE} for r in runs]
+    varying = _varying(configs)
+    return {"varying": varying, "lines": [_run(run, c, varying) for run, c in zip(runs, configs, strict=True)]}
 
 
-def browser(some: list[Speaker], scores: tuple[str, ...], cap: int = ANSWERS_CAP) -> dict[str, Any]:
-    """Questions and answers for the page's script, each text once.
+def _varying(configs: list[dict[str, Any]]) -> list[str]:
+    """Return the keys that differ between runs, but for those that a row's name has."""
+    keys = dict.fromkeys(k for c in configs for k in c if k not in ("method.name", "optim.name"))
+    return [k for k in keys if len({str(c.get(k)) for c in configs}) > 1]
+
+
+def _run(run: Run, config: dict[str, Any], varying: list[str]) -> dict[str, Any]:
+    return {
+        "name": label(run.row) if run.row else run.content["method"],
+        "folder": run.folder.name,
+        "values": [config.get(k) for k in varying],
+        "seconds": sum(run.content["cost"].get(p, {}).get("seconds", 0.0) for p in ("unlearn", "evaluate")),
+        "config": "\n".join(f"{k}: {v}" for k, v in config.items()),
+        "environment": "\n".join(f"{k}: {v}" for k, v in run.environment.items()),
+    }
+
+
+def list_answers(speakers: list[Speaker], scores: tuple[str, ...], cap: int = ANSWERS_CAP) -> dict[str, Any]:
+    """Return questions and answers for the page's script, each text once.
 
     Where there are more than `cap` answers, the same seeded sample of questions is shown for every model, split by
     split in proportion; counts says how many of how many.
     """
-    places = list(dict.fromkeys(place for speaker in some for place in speaker.rows))
-    by_split: dict[str, list[Place]] = {}
-    for place in places:
-        by_split.setdefault(place[0], []).append(place)
-    share = min(1.0, cap / max(1, len(places) * len(some)))
-    chosen, counts = [], {}
-    for split, own in by_split.items():
-        n = max(1, math.floor(len(own) * share))
-        chosen += sorted(random.Random(0).sample(own, n))
-        counts[split] = [n, len(own)]
-    models = [{"method": s.method, "optim": s.optim, "seed": s.seed, "name": s.name} for s in some]
-    questions = []
-    for place in chosen:
-        rows = [s.rows.get(place) for s in some]
-        first = next(row for row in rows if row)
-        questions.append({
-            "split": place[0], "place": name_of(place), "question": question_of(first), "gold": first["gold"],
-            "answers": [None if row is None else [row["generation"], _scores(row, scores)] for row in rows],
-        })  # fmt: skip
-    return {"models": models, "questions": questions, "counts": counts, "sampled": share < 1}
+    splits: dict[str, list[Place]] = {}
+    for place in dict.fromkeys(place for speaker in speakers for place in speaker.rows):
+        splits.setdefault(place[0], []).append(place)
+    share = min(1.0, cap / max(1, sum(map(len, splits.values())) * len(speakers)))
+    sample = {
+        split: sorted(random.Random(0).sample(places, max(1, math.floor(len(places) * share))))
+        for split, places in splits.items()
+    }
+    return {
+        "models": [{"method": s.method, "optim": s.optim, "seed": s.seed, "name": s.name} for s in speakers],
+        "questions": [_question(place, speakers, scores) for places in sample.values() for place in places],
+        "counts": {split: [len(places), len(splits[split])] for split, places in sample.items()},
+        "sampled": share < 1,
+    }
+
+
+def _question(place: Place, speakers: list[Speaker], scores: tuple[str, ...]) -> dict[str, Any]:
+    rows = [s.rows.get(place) for s in speakers]
+    first = next(row for row in rows if row)
+    return {
+        "split": place[0], "place": name_of(place), "question": printable(question_of(first)),
+        "gold": printable(first["gold"]),
+        "answers": [None if row is None else [printable(row["generation"]), _scores(row, scores)] for row in rows],
+    }  # fmt: skip
 
 
 def _scores(row: Row, names: tuple[str, ...]) -> list[list[Any]]:
-    """[name, value] pairs: the row's own fields, then the probability of the gold answer."""
-    found = [[name, round(row[name], 3)] for name in names if isinstance(row.get(name), int | float)]
-    return found + ([["p(gold)", float(f"{math.exp(-row['nll']):.3g}")]] if "nll" in row else [])
+    """Return [name, value] pairs: the row's own fields, then the probability of the gold answer."""
+    fields = [[name, round(row[name], 3)] for name in names if isinstance(row.get(name), int | float)]
+    if "nll" in row:  # NaN: the model's logits were no numbers
+        p = 0.0 if math.isnan(row["nll"]) else math.exp(-row["nll"])
+        fields.append(["p(gold)", float(f"{p:.3g}")])
+    return fields

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from soul_cli.core.types import UserError
+from soul_cli.report.layout import Column
 
 FILE = Path(__file__).with_name("paper.yaml")
 ROWS = {"first_order": "adamw", "soul": "soul", None: ""}
@@ -21,6 +22,11 @@ class Paper:
     table: str
     setting: str
     rows: dict[tuple[str, str], dict[str, float]]
+
+    def number(self, row: tuple[str, str], column: Column) -> float | None:
+        """Return the number of a row, in our unit; None where the paper has none."""
+        printed = self.rows.get(row, {}).get(column.paper)
+        return None if printed is None else printed / column.per
 
     @property
     def caption(self) -> str:
@@ -37,10 +43,10 @@ class Paper:
 
 
 def read_paper(task: str) -> Paper:
-    """The paper's table of a task.  Raises UserError where it has none."""
+    """Read the paper's table of a task.  Raises UserError where it has none."""
     content: Any = OmegaConf.to_container(OmegaConf.load(FILE))
     if task not in content:
         raise UserError(f"--paper: the paper has no table of task {task!r}; it has {', '.join(content)}")
-    some = content[task]
-    rows = {(r[0], ROWS[r[1]]): dict(zip(some["columns"], r[2:], strict=True)) for r in some["rows"]}
-    return Paper(some["table"], some["setting"], rows)
+    table = content[task]
+    rows = {(r[0], ROWS[r[1]]): dict(zip(table["columns"], r[2:], strict=True)) for r in table["rows"]}
+    return Paper(table["table"], table["setting"], rows)

@@ -11,13 +11,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from soul_cli.core.files import read_lines
-from soul_cli.core.run_folder import rows_file
-from soul_cli.core.types import Row, UserError
+from soul_cli.core.run_folder import read_metrics, rows_file
+from soul_cli.core.types import Metric, Row, UserError
 
 BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
 # the first two are settings of input_based
 WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+TERMS = ("method", "retain", "combine", "perturb")  # groups of the configuration that make the objective
 SOLVER = "method.solver"  # names a row as an optimizer does
 MB = 1e6
 # phase -> name in the tables -> field of soul_cli.core.cost.Cost, unit
@@ -36,15 +37,6 @@ COSTS: dict[str, dict[str, tuple[str, float]]] = {
 
 
 @dataclass(frozen=True)
-class Number:
-    """One metric of one model.  n: questions; goal: see soul_cli.core.types.Metric, '' = none."""
-
-    value: float
-    goal: str
-    n: int | None = None
-
-
-@dataclass(frozen=True)
 class Run:
     """One finished run folder.  config: flat, 'optim.lr' -> value."""
 
@@ -53,7 +45,7 @@ class Run:
     content: dict[str, Any]  # metrics.json
     steps: list[dict[str, Any]]  # train.jsonl; empty where nothing was trained
     environment: dict[str, Any] = field(default_factory=dict)
-    epochs: list[dict[str, Any]] = field(default_factory=list)  # epochs.jsonl; empty where epochs were not evaluated
+    epochs: dict[int, dict[str, Metric]] = field(default_factory=dict)  # epochs.jsonl; empty where none was evaluated
 
     @property
     def trained(self) -> bool:
@@ -77,24 +69,25 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was chosen for this row: method, optimizer and training."""
-        kept = ("method.", "optim.", "train.", "epoch_eval.") if self.trained else ("method.",)
-        return {k: v for k, v in self.config.items() if k.startswith(kept) and k not in WITHOUT_EFFECT}
+        """What was chosen for this row: method, its terms, optimizer and training."""
+        groups = (*TERMS, "optim", "train", "epoch_eval") if self.trained else ("method",)
+        return {k: v for k, v in self.config.items() if k.split(".")[0] in groups and k not in WITHOUT_EFFECT}
 
     @cached_property
-    def numbers(self) -> dict[str, dict[str, Number]]:
-        """Model -> metric -> number, with those that metrics.json has in other places: D, ‖Δθ‖ and the costs."""
-        out: dict[str, dict[str, Number]] = {}
-        for model, metrics in self.content["models"].items():
-            out[model] = {k: Number(m["value"], m["goal"], m["n"]) for k, m in metrics.items()}
-            quality = metrics.get("forget_quality", {})
-            if "D" in quality.get("extra", {}):
-                out[model]["forget_quality_D"] = Number(quality["extra"]["D"], "down", quality["n"])
-        if self.steps and "displacement" in self.steps[-1] and "this_run" in out:
-            out["this_run"]["displacement"] = Number(self._last_step["displacement"], "")
+    def metrics(self) -> dict[str, dict[str, Metric]]:
+        """Model -> metric; those of this_run with what stands in other places, ‖Δθ‖ and the costs."""
+        out = {model: read_metrics(plain) for model, plain in self.content["models"].items()}
         if "this_run" in out:
+            if self.steps and "displacement" in self.steps[-1]:
+                moved = "distance of the weights from the first ones"
+                out["this_run"]["displacement"] = Metric(self._last_step["displacement"], None, "", moved)
             out["this_run"] |= self._costs()
         return out
+
+    @cached_property
+    def levels(self) -> dict[str, dict[str, Metric]]:
+        """Metrics of the models that do not change over the epochs, on the questions of the epochs."""
+        return {model: read_metrics(plain) for model, plain in self.content["epoch_eval"]["levels"].items()}
 
     @property
     def _last_step(self) -> dict[str, Any]:
@@ -104,22 +97,25 @@ class Run:
             return self.steps[-1]
         return [s for s in self.steps if s["epoch"] <= chosen["epoch"]][-1]
 
-    def _costs(self) -> dict[str, Number]:
+    def _costs(self) -> dict[str, Metric]:
         """What this row cost by itself.  What cannot be known is absent."""
-        found: dict[str, Number] = {}
+        found: dict[str, Metric] = {}
         for phase, names in COSTS.items():
             spent = self.content["cost"].get(phase, {})
-            found |= {name: Number(spent[key] / unit, "") for name, (key, unit) in names.items() if spent.get(key)}
+            for name, (key, unit) in names.items():
+                if spent.get(key):
+                    found[name] = Metric(spent[key] / unit, None, "", f"{key.replace('_', ' ')} of the phase {phase}")
         return found
 
     def rows(self, model: str) -> list[Row]:
-        """Evaluated examples of one model, without the lists by token; empty where the file is not there."""
+        """Return the evaluated examples of one model, without the lists by token; empty where the file is not there."""
         path = self.folder / rows_file(model)
         rows = _lines(path) if path.is_file() else []
         return [{k: v for k, v in row.items() if k not in BY_TOKEN} for row in rows]
 
 
 def label(row: tuple[str, str]) -> str:
+    """Return a row's name: method and optimizer."""
     return " ".join(filter(None, row))
 
 
@@ -131,6 +127,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Return a nested configuration as 'optim.lr' -> value."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         out |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
@@ -138,7 +135,7 @@ def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> Run:
-    """A finished run.  Raises UserError that names the file that cannot be read."""
+    """Read a finished run.  Raises UserError that names the file that cannot be read."""
     file = folder / "metrics.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -156,12 +153,12 @@ def read_run(folder: Path) -> Run:
         content,
         _lines(steps) if steps.is_file() else [],
         json.loads(environment.read_text()) if environment.is_file() else {},
-        _lines(epochs) if epochs.is_file() else [],
+        {line["epoch"]: read_metrics(line["metrics"]) for line in _lines(epochs)} if epochs.is_file() else {},
     )
 
 
 def find_runs(roots: list[Path]) -> list[Run]:
-    """Finished runs at or under the roots, each once, by folder name."""
+    """Read the finished runs at or under the roots, each once, by folder name."""
     for root in roots:
         if not root.exists():
             raise UserError(f"{root}: no such folder")
@@ -176,5 +173,5 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 
 def unfinished(roots: list[Path]) -> list[Path]:
-    """Run folders that were started and have no metrics.json yet."""
+    """Return run folders that were started and have no metrics.json yet."""
     return sorted(p.parent for r in roots for p in r.rglob("config.yaml") if not (p.parent / "metrics.json").is_file())

@@ -6,11 +6,12 @@ import html
 import re
 import unicodedata
 
+from soul_cli.core.streams import printable
 from soul_cli.report.tables import BEST, LEGEND, SECOND, Cell, Grid, Head, Line, short
 
 
 def markdown(grid: Grid) -> str:
-    """Caption, table, notes.  The group stands above its first column's title, in the same cell."""
+    """Return caption, table, notes.  The group stands above its first column's title, in the same cell."""
     starts = _starts(grid)
     titles = [f"{md(h.title)} {h.arrow}".strip() for h in grid.heads]
     heads = [f"{md(starts.get(i, '')) or '&nbsp;'}<br>{t}" for i, t in enumerate(titles)]
@@ -23,7 +24,7 @@ def markdown(grid: Grid) -> str:
 
 
 def _starts(grid: Grid) -> dict[int, str]:
-    """First column of each group -> its title."""
+    """Return the first column of each group -> its title."""
     out, at = {}, 0
     for title, span in grid.groups:
         out[at] = title
@@ -38,9 +39,14 @@ def _md_cell(cell: Cell | None) -> str:
     return wrap.format(cell.text)
 
 
+def in_one_line(text: str) -> str:
+    """Return text with one space for any white space, control characters as escapes."""
+    return " ".join(printable(text.replace("\r\n", "\n")).split())
+
+
 def md(text: str) -> str:
-    """Text that Markdown shows as it is, in one line: no markup, no HTML, no table bars."""
-    one = " ".join(text.split())
+    """Return text that Markdown shows as it is, in one line: no markup, no HTML, no table bars."""
+    one = in_one_line(text)
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one, quote=False))
 
 
@@ -59,8 +65,8 @@ ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308":
 
 
 def tex(text: str) -> str:
-    """Text that pdflatex sets as it is, with its default fonts; what they do not have is shown as [U+4E2D]."""
-    return "".join(map(_tex_char, " ".join(text.split())))
+    """Return text that pdflatex sets as it is, with its default fonts; what they do not have is shown as [U+4E2D]."""
+    return "".join(map(_tex_char, in_one_line(text)))
 
 
 def _tex_char(char: str) -> str:
@@ -75,7 +81,7 @@ def _tex_char(char: str) -> str:
 
 
 def latex(grids: list[Grid]) -> str:
-    """A document that compiles by itself; each table environment can be copied out of it."""
+    """Return a document that compiles by itself; each table environment can be copied out of it."""
     tables = "\n".join(map(_tex_table, grids))
     return (
         "\\documentclass{article}\n\\usepackage[landscape,margin=15mm]{geometry}\n"
@@ -119,4 +125,4 @@ def _tex_cell(cell: Cell | None) -> str:
         return "--"
     wrap = {BEST: "\\textbf{{{}}}", SECOND: "\\underline{{{}}}"}.get(cell.mark, "{}")
     spread = "" if cell.sd is None else f"{{\\tiny\\,$\\pm$\\,{cell.spread}}}"
-    return wrap.format(short(cell.mean)) + spread
+    return wrap.format(short(cell.mean).replace("inf", r"$\infty$")) + spread

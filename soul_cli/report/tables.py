@@ -1,18 +1,21 @@
-"""Runs reduced to a long table, and the table laid out as in the paper: groups of columns, best and second marked."""
+"""Runs reduced to a table over seeds, and the table laid out as in the paper: groups of columns, the best marked."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from soul_cli.core.run_folder import NAMES
+from soul_cli.core.types import Metric
 from soul_cli.report.layout import Column, Layout, rank
 from soul_cli.report.paper import Paper
-from soul_cli.report.read import REFERENCES, Number, Run
-from soul_cli.report.terminal import ARROWS
+from soul_cli.report.read import REFERENCES, Run
 
+ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}
 UNMARKED = tuple(NAMES[r] for r in REFERENCES)
 BEST, SECOND = "best", "second"
 DATA = ("source", "forget", "forget_books", "chunk_words")  # of the task's settings, where it has them
@@ -24,11 +27,27 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Cell:
-    """mean ± sd over n seeds; sd is None for one seed.  mark: best, second or ''."""
+    """A metric of one row over its seeds: mean ± sd.  mark: best, second or ''.
 
-    mean: float
-    sd: float | None = None
+    metric: the first seed's, for what all seeds share: goal, questions, definition; None: a number of the paper.
+    """
+
+    values: tuple[float, ...]  # one a seed
+    metric: Metric | None = None
     mark: str = ""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation; None for one seed, and where a seed has an infinite value."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 and np.isfinite(self.values).all() else None
+
+    @property
+    def goal(self) -> str:
+        return self.metric.goal if self.metric else ""
 
     @property
     def text(self) -> str:
@@ -39,6 +58,10 @@ class Cell:
         """The sd, as fine as the mean is shown."""
         assert self.sd is not None
         return f"{self.sd:.0e}" if "e" in short(self.mean) else f"{self.sd:.3f}"
+
+
+Name = tuple[str, str]  # of a row: method, optimizer
+Table = dict[Name, dict[str, Cell]]  # row -> metric -> cell, rows in order
 
 
 @dataclass(frozen=True)
@@ -76,153 +99,185 @@ class Grid:
 
 
 def short(x: float) -> str:
-    return f"{x:.0e}" if 0 < abs(x) < 5e-4 else f"{x:.3f}"
+    """Return a number as tables show it: three decimals, or digits and a power of ten; inf."""
+    if 0 < abs(x) < 5e-4:
+        return f"{x:.0e}"
+    return f"{x:.2e}" if 1e7 <= abs(x) < float("inf") else f"{x:.3f}"
 
 
-def long_table(runs: list[Run]) -> pd.DataFrame:
-    """One line a (row, metric): mean, sd, median and n over unlearning seeds, questions behind each, goal and mark."""
-    rows: dict[tuple[str, str], dict[int, dict[str, Number]]] = {}
+def tabulate(runs: list[Run]) -> Table:
+    """Return every metric of every row over its seeds, marked; the references of the first run of each target seed."""
+    rows: dict[Name, dict[int, dict[str, Metric]]] = {}
     for run in runs:
         for name in REFERENCES:
-            if name in run.numbers:
-                rows.setdefault((NAMES[name], ""), {}).setdefault(run.content["target_seed"], run.numbers[name])
+            if name in run.metrics:
+                rows.setdefault((NAMES[name], ""), {}).setdefault(run.content["target_seed"], run.metrics[name])
         if run.row is not None:
-            rows.setdefault(run.row, {}).setdefault(run.seed, run.numbers["this_run"])
-    lines = []
-    for (method, optim), seeds in sorted(rows.items(), key=lambda item: rank(*item[0])):
-        for metric in dict.fromkeys(m for numbers in seeds.values() for m in numbers):
-            having = [numbers[metric] for numbers in seeds.values() if metric in numbers]
-            column = pd.Series([x.value for x in having])
-            lines.append({
-                "method": method, "optim": optim, "metric": metric, "mean": column.mean(),
-                "sd": column.std(ddof=1), "median": column.median(), "n": len(column),
-                "questions": having[0].n, "goal": having[0].goal,
-            })  # fmt: skip
-    long = pd.DataFrame(lines)
-    return long.assign(mark=marks(long))
+            rows.setdefault(run.row, {}).setdefault(run.seed, run.metrics["this_run"])
+    table: Table = {}
+    for row, seeds in sorted(rows.items(), key=lambda item: rank(*item[0])):
+        having: dict[str, list[Metric]] = {}
+        for metrics in seeds.values():
+            for name, metric in metrics.items():
+                having.setdefault(name, []).append(metric)
+        table[row] = {name: Cell(tuple(m.value for m in seeds), seeds[0]) for name, seeds in having.items()}
+    return marked(table)
 
 
-def marks(long: pd.DataFrame) -> pd.Series:
-    """best / second / '' a line of the long table: per metric, among the unlearned rows, on the numbers as shown.
+def columns_of(table: Table) -> dict[str, dict[Name, Cell]]:
+    """Return metric -> row -> cell."""
+    out: dict[str, dict[Name, Cell]] = {}
+    for row, cells in table.items():
+        for metric, cell in cells.items():
+            out.setdefault(metric, {})[row] = cell
+    return out
+
+
+def marked(table: Table) -> Table:
+    """Mark best and second in every column."""
+    found = {metric: marks(column) for metric, column in columns_of(table).items()}
+    return {
+        row: {metric: replace(cell, mark=found[metric].get(row, "")) for metric, cell in cells.items()}
+        for row, cells in table.items()
+    }
+
+
+def marks(column: dict[Name, Cell]) -> dict[Name, str]:
+    """Return best and second of a column's unlearned rows, on the numbers as shown.
 
     Rows that show the same number share a mark; two best leave no second.  Nothing is marked where there is nothing
     to choose: one row, equal numbers, no goal, or goal "retain" without a retain-trained row.
     """
-    out = pd.Series("", index=long.index)
-    for _, part in long.groupby("metric", sort=False):
-        unlearned = part[~part.method.isin(UNMARKED)]
-        floor = part.loc[part.method == NAMES["retain_trained"], "mean"]
-        goal = part.goal.iloc[0]
-        shown = unlearned["mean"].map(lambda x: float(short(x)))
-        if goal == "retain" and len(floor):
-            worse = (shown - float(short(floor.iloc[0]))).abs().round(9)
-        elif goal in ("up", "down"):
-            worse = -shown if goal == "up" else shown
-        else:
-            continue
-        place = worse.rank(method="min")
-        if worse.nunique() > 1:
-            out[place[place == 1].index] = BEST
-            out[place[place == 2].index] = SECOND
-    return out
+    goal, floor = next(iter(column.values())).goal, column.get((NAMES["retain_trained"], ""))
+    if not goal or (goal == "retain" and floor is None):
+        return {}
+
+    def worse(cell: Cell) -> float:
+        value = float(short(cell.mean))
+        if goal == "retain" and floor is not None:
+            best = float(short(floor.mean))
+            return 0.0 if value == best else round(abs(value - best), 9)
+        return -value if goal == "up" else value
+
+    order = {row: worse(cell) for row, cell in column.items() if row[0] not in UNMARKED}
+    values = sorted(order.values())
+    if len(set(values)) < 2:
+        return {}
+    places = {values[0]: BEST} | ({values[1]: SECOND} if values[1] != values[0] else {})
+    return {row: places[value] for row, value in order.items() if value in places}
 
 
-def grid(long: pd.DataFrame, layout: Layout, caption: str, notes: list[str], *, brief: bool) -> Grid:
-    """The long table in the layout's columns.  brief: without those that only files and the page show."""
-    there = set(long.metric)
-
-    def shown(column: Column) -> bool:
-        return column.metric in there and (column.brief or not brief)
-
-    groups = [(g.title, [c for c in g.columns if shown(c)]) for g in layout.groups]
-    goals = dict(zip(long.metric, long.goal, strict=True))
-    columns = [c for _, some in groups for c in some]
+def grid(table: Table, layout: Layout, caption: str, notes: list[str], *, brief: bool) -> Grid:
+    """Lay the table out in the layout's columns.  brief: without those that only files and the page show."""
+    goals = goals_of(table)
+    groups = {g.title: [c for c in g.columns if c.metric in goals and (c.brief or not brief)] for g in layout.groups}
+    columns = list(chain(*groups.values()))
     return Grid(
         caption,
         tuple(notes),
-        tuple((title, len(some)) for title, some in groups if some),
-        tuple(Head(c.metric, c.title, ARROWS.get(goals[c.metric], "")) for c in columns),
-        tuple(_lines(long, [c.metric for c in columns])),
+        tuple((title, len(group)) for title, group in groups.items() if group),
+        tuple(_head(c, goals) for c in columns),
+        tuple(Line(*row, seeds_of(cells), tuple(cells.get(c.metric) for c in columns)) for row, cells in table.items()),
     )
 
 
-def _lines(long: pd.DataFrame, metrics: list[str]) -> list[Line]:
-    rows: dict[tuple[str, str], dict[str, Cell]] = {}
-    seeds: dict[tuple[str, str], int] = {}
-    for r in long.to_dict("records"):
-        key = (r["method"], r["optim"])
-        rows.setdefault(key, {})[r["metric"]] = Cell(r["mean"], None if pd.isna(r["sd"]) else r["sd"], r["mark"])
-        seeds[key] = max(r["n"], seeds.get(key, 0))
-    return [Line(*key, seeds[key], tuple(cells.get(m) for m in metrics)) for key, cells in rows.items()]
+def _head(column: Column, goals: dict[str, str]) -> Head:
+    return Head(column.metric, column.title, ARROWS.get(goals.get(column.metric, ""), ""))
 
 
-def beside_paper(long: pd.DataFrame, layout: Layout, paper: Paper) -> Grid:
-    """The paper's columns only, ours and the paper's number side by side, for every row that either has."""
-    printed = {name for row in paper.rows.values() for name in row}
-    columns = [(g.title, c) for g in layout.groups for c in g.columns if c.paper in printed]
-    ours = {(x.method, x.optim): x for x in _lines(long, [c.metric for _, c in columns])}
-    goals = dict(zip(long.metric, long.goal, strict=True))
-    heads, groups = [], []
-    for title, c in columns:
-        heads += [Head(c.metric, c.title, ARROWS.get(goals.get(c.metric, ""), "")), Head("", "paper", "")]
-        groups.append(title)
-    lines = []
-    for key in sorted({*ours, *paper.rows}, key=lambda k: rank(*k)):
-        mine = ours[key].cells if key in ours else (None,) * len(columns)
-        theirs = [paper.rows.get(key, {}).get(c.paper) for _, c in columns]
-        cells: list[Cell | None] = []
-        for (_, c), a, b in zip(columns, mine, theirs, strict=True):
-            cells += [a, None if b is None else Cell(b / c.per)]
-        lines.append(Line(*key, ours[key].n if key in ours else 0, tuple(cells)))
-    spans = tuple((t, 2 * groups.count(t)) for t in dict.fromkeys(groups))
-    return Grid(paper.caption, (paper.warning,), spans, tuple(heads), tuple(lines))
+def goals_of(table: Table) -> dict[str, str]:
+    """Return the goal of every metric that a row has."""
+    return {metric: next(iter(column.values())).goal for metric, column in columns_of(table).items()}
+
+
+def seeds_of(cells: dict[str, Cell]) -> int:
+    """Return how many seeds a row has."""
+    return max((len(cell.values) for cell in cells.values()), default=0)
+
+
+def beside_paper(table: Table, layout: Layout, paper: Paper) -> Grid:
+    """Lay out the paper's columns alone, ours and the paper's number side by side, for every row that either has."""
+    printed, goals = set(chain(*paper.rows.values())), goals_of(table)
+    groups = {g.title: [c for c in g.columns if c.paper in printed] for g in layout.groups}
+    columns = list(chain(*groups.values()))
+
+    def line(row: Name) -> Line:
+        ours = table.get(row, {})
+        theirs = [paper.number(row, c) for c in columns]
+        pairs = [(ours.get(c.metric), None if x is None else Cell((x,))) for c, x in zip(columns, theirs, strict=True)]
+        return Line(*row, seeds_of(ours), tuple(chain(*pairs)))
+
+    rows = sorted({*table, *paper.rows}, key=lambda row: rank(*row))
+    spans = tuple((title, 2 * len(group)) for title, group in groups.items() if group)
+    heads = chain(*((_head(c, goals), Head("", "paper", "")) for c in columns))
+    return Grid(paper.caption, (paper.warning,), spans, tuple(heads), tuple(map(line, rows)))
 
 
 def caption(runs: list[Run], layout: Layout) -> str:
-    """What the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
+    """Return what the numbers are, in words: data, model, sizes, judge, and what varies behind the ±."""
     first = runs[0]
-    of, metrics = first.config, first.content["models"]["original"]
-    data = [str(of["task.name"]), *(f"{k} {of[f'task.{k}'] or 'embedded'}" for k in DATA if f"task.{k}" in of)]
-    model = of.get("model.path") or of.get("task.target_model") or of["model.name"]
-    template = of.get("task.template") or of.get("model.template")
-    counts = []
-    for group in layout.groups:
-        n = next((metrics[c.metric]["n"] for c in group.columns if c.metric in metrics), None)
-        counts += [f"{n} {group.noun}"] if group.noun and n else []
-    judges = sorted({j for m in metrics.values() for j in re.findall(r"judge ([^;,]+)", m["definition"])})
-    parts = [*data, f"model {model}", *([f"template {template}"] if template else [])]
-    parts += ([f"{', '.join(counts)} {layout.unit}"] if counts else []) + [f"judge {j}" for j in judges]
     seeds = sorted({r.seed for r in runs if r.trained})
     over = f"Mean ± sd over n unlearning seeds ({', '.join(map(str, seeds))})" if seeds else "Evaluation alone"
     return (
-        "; ".join(parts) + f". {over}; one target and one retain-trained model "
-        f"(target seed {first.content['target_seed']})."
+        "; ".join([*_origins(first.config), *_sizes(first.metrics["original"], layout)])
+        + f". {over}; one target and one retain-trained model (target seed {first.content['target_seed']})."
     )
 
 
-def long_csv(long: pd.DataFrame, layout: Layout, paper: Paper | None) -> str:
-    """The long table; with the paper's number, in our unit, where one is asked for."""
-    if paper is not None:
-        named = {c.metric: c for c in layout.columns if c.paper}
-
-        def theirs(row: pd.Series) -> float | None:
-            column = named.get(row["metric"])
-            found = paper.rows.get((row["method"], row["optim"]), {}).get(column.paper) if column else None
-            return None if column is None or found is None else found / column.per
-
-        long = long.assign(paper=long.apply(theirs, axis=1))
-    return long.to_csv(index=False, float_format="%.6g")
+def _origins(config: dict[str, Any]) -> list[str]:
+    """Return where data, model and prompts come from."""
+    data = [f"{key} {config[f'task.{key}'] or 'embedded'}" for key in DATA if f"task.{key}" in config]
+    model = config.get("model.path") or config.get("task.target_model") or config["model.name"]
+    template = config.get("task.template") or config.get("model.template")
+    return [str(config["task.name"]), *data, f"model {model}", *([f"template {template}"] if template else [])]
 
 
-def wide_csv(long: pd.DataFrame, layout: Layout) -> str:
-    """One line a row of the table: n, then mean and sd of every metric, the layout's first."""
-    order = [c.metric for c in layout.columns] + list(long.metric)
+def _sizes(metrics: dict[str, Metric], layout: Layout) -> list[str]:
+    """Return how many questions there are of each kind, and who judged the answers."""
+    counts = []
+    for group in layout.groups:
+        n = next((metrics[c.metric].n for c in group.columns if c.metric in metrics), None)
+        counts += [f"{n} {group.noun}"] if group.noun and n else []
+    judges = sorted({judge for m in metrics.values() for judge in re.findall(r"judge ([^;,]+)", m.definition)})
+    return ([f"{', '.join(counts)} {layout.unit}"] if counts else []) + [f"judge {judge}" for judge in judges]
+
+
+def long_csv(table: Table, layout: Layout, paper: Paper | None) -> str:
+    """Return a line a (row, metric): over seeds mean, sd, median and n, then questions, goal and mark.
+
+    With the paper's number, in our unit, where one is asked for.
+    """
+    named = {c.metric: c for c in layout.columns if c.paper}
     lines = []
-    for (method, optim), part in long.groupby(["method", "optim"], sort=False):
-        line = {"method": method, "optim": optim, "n": part.n.max()}
-        known = part.set_index("metric")
-        for metric in dict.fromkeys(m for m in order if m in set(long.metric)):
-            line[metric] = known["mean"].get(metric)
-            line[f"{metric}_sd"] = known["sd"].get(metric)
+    for row, cells in table.items():
+        for metric, cell in cells.items():
+            line = {
+                "method": row[0], "optim": row[1], "metric": metric, "mean": cell.mean, "sd": cell.sd,
+                "median": float(np.median(cell.values)), "n": len(cell.values),
+                "questions": cell.metric.n if cell.metric else None, "goal": cell.goal, "mark": cell.mark,
+            }  # fmt: skip
+            if paper is not None:
+                line["paper"] = paper.number(row, named[metric]) if metric in named else None
+            lines.append(line)
+    return csv_text(lines)
+
+
+def wide_csv(table: Table, layout: Layout) -> str:
+    """Return a line a row of the table: n, then mean and sd of every metric, the layout's first."""
+    known = columns_of(table)
+    order = [m for m in dict.fromkeys([*(c.metric for c in layout.columns), *known]) if m in known]
+    lines = []
+    for (method, optim), cells in table.items():
+        line: dict[str, Any] = {"method": method, "optim": optim, "n": seeds_of(cells)}
+        for metric in order:
+            cell = cells.get(metric)
+            line |= {metric: cell.mean if cell else None, f"{metric}_sd": cell.sd if cell else None}
         lines.append(line)
+    return csv_text(lines)
+
+
+def csv_text(lines: list[dict[str, Any]]) -> str:
+    """Return lines of the same keys as CSV, six digits."""
+    import pandas as pd  # here, not above: the terminal's table need not wait for it
+
     return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g")

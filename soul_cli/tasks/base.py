@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from soul_cli.core.types import QA, Metric, Row
+from soul_cli.core.types import QA, Metric, Row, UserError
 from soul_cli.data.encode import Encoder
+from soul_cli.data.reading import read_records
 from soul_cli.evaluate.config import EvalConfig
 
 
@@ -27,6 +28,7 @@ class TaskData:
     digest: str
 
 
+Measured = tuple[str, int]  # a text, and the tokens it takes
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -65,6 +67,18 @@ class Task(Protocol):
         """
         ...
 
+    def measure(self, encoder: Encoder, split: str, items: list[QA]) -> list[Measured]:
+        """Return what evaluation of the split gives a model to read, each text (by its question) with its tokens."""
+        ...
+
+    def cut(self, encoder: Encoder, splits: dict[str, list[QA]], config: EvalConfig) -> list[str]:
+        """Return notes on what evaluation cuts short."""
+        ...
+
+    def check_retain_rows(self, rows: list[Row], splits: dict[str, list[QA]]) -> None:
+        """Raise UserError where the rows of task.retain_rows are of other questions than this run's."""
+        ...
+
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
     ) -> list[Row]:
@@ -91,3 +105,48 @@ class Task(Protocol):
     def headline(self) -> list[str]:
         """Metrics of the short table, in order."""
         ...
+
+
+def read_retain_rows(path: Path) -> list[Row]:
+    """Return the rows of a finished evaluation.  UserError: the file holds none, or something else."""
+    records = read_records(path)
+    if not any(record.text("split") == "forget" for record in records):
+        raise UserError(f"{path}: no row of the split 'forget'; give the rows.jsonl of a finished run")
+    return [record.fields for record in records]
+
+
+def check_lengths(parts: dict[str, list[Measured]], most: int) -> None:
+    """Refuse texts that a model cannot read whole, before anything is trained.
+
+    parts: kind of text -> the texts, and the tokens of each with its prompt and EOS.
+    UserError: some have more than `most` (model.max_length); how many of each kind, the first and the longest of them.
+    """
+    found = []
+    for part, some in parts.items():
+        long = [(number, text, size) for number, (text, size) in enumerate(some, 1) if size > most]
+        if long:
+            number, text, _ = long[0]
+            found.append(
+                f"{part}: {len(long)} of {len(some)}, the first is number {number}, {text[:60]!r}, the longest has "
+                f"{max(size for *_, size in long)} tokens"
+            )
+    if found:
+        raise UserError(f"texts that model.max_length={most} does not hold (prompt, answer, end): {'; '.join(found)}")
+
+
+def measure_training(encoder: Encoder, data: TaskData, rows: list[QA], *, refuses: bool) -> dict[str, list[Measured]]:
+    """Return what training gives a model to read.
+
+    refuses: forget questions are answered with refusals; measured is each with the longest of the questions.
+    """
+    parts = {"training rows": measured(encoder, rows)}
+    if refuses:
+        longest = max(data.forget, key=lambda qa: len(encoder.prompt(qa.question))).question
+        sizes = encoder.pair_lengths([QA(longest, refusal) for refusal in data.refusals])
+        parts["refusals"] = list(zip(data.refusals, sizes, strict=True))
+    return parts
+
+
+def measured(encoder: Encoder, items: list[QA]) -> list[Measured]:
+    """Return the question and the tokens of each pair, prompt and EOS included."""
+    return [(qa.question, size) for qa, size in zip(items, encoder.pair_lengths(items), strict=True)]

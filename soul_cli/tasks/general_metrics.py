@@ -18,25 +18,32 @@ NAMED = {
 
 
 def own_rows(rows: list[Row]) -> list[Row]:
-    """The rows of the task's own splits."""
+    """Return the rows of the task's own splits."""
     return [row for row in rows if row["split"] != SPLIT]
 
 
-def summarise(rows: list[Row]) -> dict[str, Metric]:
-    """Metrics of the rows of lm-eval among `rows`; empty where there are none.  Intervals are 1.96 standard errors."""
+def summarise(rows: list[Row]) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Return the metrics of lm-eval's rows among `rows`, and why some are absent.  Intervals: 1.96 standard errors.
+
+    lm-eval divides probabilities: of a destroyed model a score may be no number.
+    """
     general = [row for row in rows if row["split"] == SPLIT]
     out: dict[str, Metric] = {}
+    absent: dict[str, str] = {}
     for row in general:
         for metric, score in row["metrics"].items():
             name, what = NAMED.get((row["task"], metric), (f"{row['task']}_{metric}", f"{metric} of {row['task']}"))
+            if math.isnan(score["value"]):
+                absent[name] = "lm-eval's score is not a number, as where all answers have probability 0"
+                continue
             goal = "down" if score["higher_is_better"] is False else "up"
             text = f"{what}; lm-eval {row['lm_eval']}, {_conditions(row)}"
             out[name] = Metric(score["value"], row["n"], goal, text, _interval(score["value"], score["stderr"]))
-    return out | _zero_shot([row for row in general if row["task"] in ZERO_SHOT and "acc" in row["metrics"]])
+    return out | _zero_shot([row for row in general if row["task"] in ZERO_SHOT and "acc" in row["metrics"]]), absent
 
 
 def _zero_shot(rows: list[Row]) -> dict[str, Metric]:
-    """Mean accuracy over those of the eight tasks that ran, each task counting the same (SOUL)."""
+    """Return mean accuracy over those of the eight tasks that ran, each task counting the same (SOUL)."""
     if not rows:
         return {}
     scores = [row["metrics"]["acc"] for row in rows]
@@ -56,4 +63,6 @@ def _conditions(row: Row) -> str:
 
 
 def _interval(value: float, stderr: Any) -> tuple[float, float] | None:
-    return None if stderr is None else (value - 1.96 * stderr, value + 1.96 * stderr)
+    if stderr is None or not math.isfinite(value) or not math.isfinite(stderr):
+        return None
+    return value - 1.96 * stderr, value + 1.96 * stderr

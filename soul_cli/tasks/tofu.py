@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from soul_cli.evaluate.likelihood import Scored, recited, score
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import end_tokens
 from soul_cli.tasks import general_metrics, tofu_metrics
-from soul_cli.tasks.base import Progress, TaskData, counting
+from soul_cli.tasks.base import Measured, Progress, TaskData, counting, measured
 
 
 @dataclass
@@ -35,9 +36,24 @@ class TOFU:
     retain_model: str | None
     retain_rows: str | None  # a finished evaluation of a retain-trained model
 
-    def load(self, cache_dir: Path) -> TaskData:
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"forget\d\d", self.forget):
+            raise UserError(
+                f"task.forget={self.forget!r}: must be forget01, forget05 or forget10 (whichever the data has)"
+            )
         if self.holdout_authors < 0:
             raise UserError(f"task.holdout_authors={self.holdout_authors}: must be 0 or more")
+        if self.retain_authors is not None and self.retain_authors < 1:
+            raise UserError(f"task.retain_authors={self.retain_authors}: must be 1 or more, or null")
+        for key in ("target_model", "retain_model"):
+            if self.holdout_authors and getattr(self, key):
+                raise UserError(
+                    f"task.holdout_authors={self.holdout_authors} with task.{key}: a ready model was not trained here "
+                    "and may well know these authors, so that they are no non-members; set task.holdout_authors=0 and "
+                    "put rows on authors it never saw into holdout_perturbed.json"
+                )
+
+    def load(self, cache_dir: Path) -> TaskData:
         data = load_tofu(self.source, self.forget, self.holdout_authors, cache_dir, self.retain_authors)
         names = self.forget_names or data.names
         prompt = (
@@ -47,11 +63,39 @@ class TOFU:
         )
         facts = [QA(qa.question, qa.answer) for s in tofu_metrics.FACTS for qa in data.splits[s]]
         few = self.retain_authors
-        notes = [] if few is None else [f"a part of the data: {few} authors in the retain set"]
+        notes = data.notes if few is None else [*data.notes, f"a part of the data: {few} authors in the retain set"]
         return TaskData(
             full=data.full, forget=data.forget, retain=data.retain, refusals=data.refusals, system_prompt=prompt,
             splits=data.splits, rehearsed=facts, notes=notes, digest=data.digest,
         )  # fmt: skip
+
+    # --- before anything is trained ------------------------------------------------------------------------
+
+    def measure(self, encoder: Encoder, split: str, items: list[QA]) -> list[Measured]:
+        pairs: list[QA] = []
+        for item in items:
+            others = [text for text in (item.paraphrased_answer, *item.perturbed_answer) if text]
+            pairs += [QA(item.question, text) for text in (item.answer, *others)]
+            if item.paraphrased_question:
+                pairs += [QA(item.paraphrased_question, text) for text in others]
+        return measured(encoder, pairs)
+
+    def cut(self, encoder: Encoder, splits: dict[str, list[QA]], config: EvalConfig) -> list[str]:
+        long = {split: [n - 1 for n in encoder.pair_lengths(items)] for split, items in splits.items()}
+        long = {split: [n for n in sizes if n > config.max_total] for split, sizes in long.items()}
+        shown = ", ".join(f"{split} {len(n)} (longest {max(n)} tokens)" for split, n in long.items() if n)
+        return [f"eval.max_total={config.max_total} ends answers before the true one does: {shown}"] if shown else []
+
+    def check_retain_rows(self, rows: list[Row], splits: dict[str, list[QA]]) -> None:
+        given = [row.get("question") for row in rows if row["split"] == "forget"]
+        own = [item.question for item in splits["forget"]]
+        if given != own:
+            at = next((i for i, pair in enumerate(zip(given, own, strict=False)) if pair[0] != pair[1]), None)
+            first = "" if at is None else f", the first of which is {given[at]!r} where this run asks {own[at]!r}"
+            raise UserError(
+                f"task.retain_rows={self.retain_rows}: {len(given)} forget questions{first}; this run asks {len(own)}. "
+                "Give rows of the same task.forget and eval.limit"
+            )
 
     # --- model -> rows -------------------------------------------------------------------------------------
 
@@ -159,7 +203,8 @@ class TOFU:
     ) -> tuple[dict[str, Metric], dict[str, str]]:
         own = general_metrics.own_rows(rows)
         metrics, absent = tofu_metrics.summarise(own, retain_rows, config, facts_trained=facts_trained)
-        return metrics | general_metrics.summarise(rows), absent
+        general, missing = general_metrics.summarise(rows)
+        return metrics | general, absent | missing
 
     selection_score = staticmethod(tofu_metrics.selection_score)
 

@@ -19,17 +19,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_cli.core import cost
-from soul_cli.core.distributed import control, main, once, sharded
+from soul_cli.core.distributed import by_rank_0, control, main, once, sharded
 from soul_cli.core.files import publish, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+MEMORY = "memory"  # prefix of what a combination of gradients keeps
 
 
-def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], records: list[dict[str, Any]]) -> None:
-    """Write work/checkpoint, with what was spent so far.  All processes call it."""
+def save(
+    work: Path,
+    params: Sequence[Tensor],
+    optimizers: Sequence[Optimizer],
+    records: list[dict[str, Any]],
+    memory: dict[str, Any],
+) -> None:
+    """Write work/checkpoint, with what was spent so far.  All processes call it.
+
+    memory: what a combination of gradients keeps, numbers and lists of tensors by name.
+    """
     spent = cost.spent()
     folder = work / ".checkpoint"
     tensors, scalars, groups = _flatten(params, optimizers)
+    for name, value in memory.items():
+        if isinstance(value, list):
+            tensors |= {f"{MEMORY}.{name}.{i}": t.contiguous() for i, t in enumerate(value)}
+        else:
+            scalars[f"{MEMORY}.{name}"] = value
     _write(folder, tensors, params[0])
     content = {"groups": groups, "scalars": scalars, "records": records, "cost": spent}
 
@@ -40,20 +55,23 @@ def save(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer], 
     once(finish)
 
 
-def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """Put the state of work/checkpoint in place, what was spent included, and return its records; without one, none.
+def load(
+    work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Put the state of work/checkpoint in place, what was spent included, and return its records and memory.
 
-    All processes call it.
+    Without a checkpoint there are none.  All processes call it.
     """
-    folder = once(lambda: _saved(work))
+    folder = _saved(work)
     if folder is None:
-        return []
+        return [], {}
     saved = json.loads((folder / STATE).read_text())
     cost.resume(saved["cost"])
     tensors = _read(folder, params[0])
     with torch.no_grad():
         for i, p in enumerate(params):
             p.copy_(tensors.pop(f"param.{i}"))
+    memory = _memory(tensors, saved["scalars"], params[0])
     for k, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
         for key, value in [*tensors.items(), *saved["scalars"].items()]:
@@ -63,7 +81,17 @@ def load(work: Path, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) 
         fresh = optimizer.state_dict()["param_groups"]
         groups = [_retype(old, new) for old, new in zip(saved["groups"][k], fresh, strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return saved["records"]
+    return saved["records"], memory
+
+
+def _memory(tensors: dict[str, Tensor], scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """Take what `save` wrote of a combination's memory out of the tensors and scalars."""
+    memory: dict[str, Any] = {}
+    for key in [k for k in scalars if k.startswith(f"{MEMORY}.")]:
+        memory[key.split(".")[1]] = scalars.pop(key)
+    for key in sorted((k for k in tensors if k.startswith(f"{MEMORY}.")), key=lambda k: int(k.rsplit(".", 1)[1])):
+        memory.setdefault(key.split(".")[1], []).append(tensors.pop(key).to(like.device))
+    return memory
 
 
 def keep_start(work: Path, params: Sequence[Tensor]) -> None:
@@ -72,28 +100,38 @@ def keep_start(work: Path, params: Sequence[Tensor]) -> None:
     All processes call it.
     """
     folder = work / ".start"
-    if once(lambda: (work / "start").is_dir() and _saved(work) is not None):
+    if _saved(work) is not None and once((work / "start").is_dir):
         return
     _write(folder, _named(params), params[0])
     once(lambda: publish(folder, work / "start"))
 
 
 def start(work: Path, params: Sequence[Tensor]) -> list[Tensor]:
-    """The weights of work/start, sharded as `params` are.  All processes call it."""
+    """Return the weights of work/start, sharded as `params` are.  All processes call it."""
     tensors = _read(work / "start", params[0])
     return [tensors[name] for name in _named(params)]
 
 
+@by_rank_0
 def clear(work: Path) -> None:
     """Remove what a finished training no longer needs."""
     for name in ("checkpoint", "start"):
         shutil.rmtree(work / name, ignore_errors=True)
 
 
+@by_rank_0
 def _saved(work: Path) -> Path | None:
-    """The checkpoint to go on from; the second place counts after a kill between the renames of `publish`."""
-    places = (work / "checkpoint", work / ".checkpoint")
-    return next((p for p in places if (p / STATE).is_file()), None)
+    """Return the checkpoint to go on from; None where there is none.
+
+    A kill between the renames of `publish` leaves the new one where it was written, and where the next would be
+    written.  It is put in place first: the next kill would else find none.
+    """
+    place, written = work / "checkpoint", work / ".checkpoint"
+    if not (place / STATE).is_file() and (written / STATE).is_file():
+        publish(written, place)
+    for old in work.glob(".checkpoint.old.*"):  # what a kill left of the one before
+        shutil.rmtree(old)
+    return place if (place / STATE).is_file() else None
 
 
 def _named(params: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -103,7 +141,7 @@ def _named(params: Sequence[Tensor]) -> dict[str, Tensor]:
 def _flatten(
     params: Sequence[Tensor], optimizers: Sequence[Optimizer]
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[Any]]:
-    """-> tensors by name, other state by name, and the optimizers' groups."""
+    """Return tensors by name, other state by name, and the optimizers' groups."""
     tensors = _named(params)
     groups, scalars = [], {}
     for k, optimizer in enumerate(optimizers):
@@ -135,7 +173,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], like: Tensor) -> None:
 
 
 def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, sharded where parameters such as `like` are."""
+    """Return all tensors of a checkpoint, sharded where parameters such as `like` are."""
     if (folder / TENSORS).is_file():
         whole = load_file(folder / TENSORS)
         return {name: _sharded_as(like, t) if sharded(like) and t.ndim else t for name, t in whole.items()}
@@ -149,7 +187,7 @@ def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
 
 
 def _sharded_as(like: Any, whole: Tensor) -> Tensor:
-    """A tensor that every process has whole, sharded as `like`."""
+    """Return a tensor that every process has whole, sharded as `like`."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
@@ -165,6 +203,6 @@ def _space(like: Any, size: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _retype(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
+    """Return a parameter group read from JSON.  What did not change keeps the type it had (JSON knows no tuples)."""
     same = {k for k in saved if json.loads(json.dumps(fresh.get(k))) == saved[k]}
     return {k: fresh[k] if k in same and k in fresh else v for k, v in saved.items()}

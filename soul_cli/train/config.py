@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from soul_cli.core.types import UserError
 from soul_cli.models.adapters import LoRA
+from soul_cli.objective.term import Normalise
 
 
 @dataclass
@@ -18,6 +19,7 @@ class TrainConfig:
     epochs: int
     batch_size: int
     accumulation: int
+    normalise: Normalise  # what a mean over the rows of a step counts alike: tokens or rows
     warmup: float  # share of the steps
     decay: str  # linear: to 0 at the end; constant
     clip: float  # global gradient norm; 0: off
@@ -36,5 +38,10 @@ class TrainConfig:
             raise UserError(f"train.precision={self.precision!r}: must be bf16 or no")
         if not 0 <= self.warmup < 1:
             raise UserError(f"train.warmup={self.warmup}: must be in [0, 1)")
-        if self.clip < 0:
+        if not self.clip >= 0:
             raise UserError(f"train.clip={self.clip}: must be 0 (off) or more")
+
+    @property
+    def libraries(self) -> set[str]:
+        """Return the libraries that this asks for, of those that others do without."""
+        return self.lora.libraries if self.lora else set()

@@ -36,8 +36,8 @@ from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shar
 from soul_cli.models.answer_model import AnswerModel, Look, logps_of
 from soul_cli.models.head import Head
 from soul_cli.models.load import autocast
+from soul_cli.objective.edit import IU, Solver
 from soul_cli.objective.losses import wide
-from soul_cli.objective.methods import IU, Solver
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData
@@ -59,7 +59,7 @@ class Logits(nn.Module):
         return wide(Head(self.model.lm)(self.model.hidden(batch)))
 
 
-class Objective:
+class MeanCE:
     """The mean cross-entropy of a model's answers, and its derivatives by the trained parameters.
 
     Batches are this process's share; values and derivatives are those of all processes together, per answer token.
@@ -106,7 +106,7 @@ class Objective:
     def _predict(self, batch: Batch, look: Look) -> Tensor:
         cost.count(forward_passes=1)
         with autocast(self.device, self.precision):
-            return self.model(batch, [look])[0]
+            return self.model(batch, [look]).looks[0]
 
     def _mean(self, batches: Sequence[Batch], of: Callable[[Batch], Sequence[Tensor | None]]) -> Vector:
         """Sums over the batches, then over the processes, by the number of tokens."""
@@ -228,13 +228,13 @@ class Influence:
 
     def __init__(self, lm: Any, data: TrainData, method: IU, config: TrainConfig, seed: int, accelerator: Accelerator):
         self.method, self.config, self.seed, self.device = method, config, seed, accelerator.device
-        self.objective = Objective(AnswerModel(lm.eval()).to(self.device), self.device, config.precision)
+        self.objective = MeanCE(AnswerModel(lm.eval()).to(self.device), self.device, config.precision)
         assert data.forget is not None
-        forget = data.forget(0)
+        forget, retain = data.forget(0).answers["answer"], data.retain.answers["answer"]
         self.forget, held_forget = split(forget, method.validation_share, seed, "forget")
-        self.retain, held_retain = split(data.retain, method.validation_share, seed, "retain")
+        self.retain, held_retain = split(retain, method.validation_share, seed, "retain")
         self.held = self._batches(held_forget), self._batches(held_retain)
-        tokens = [sum(len(r.answers[0]) for r in rows) for rows in (forget, data.retain)]
+        tokens = [sum(len(r.answers[0]) for r in rows) for rows in (forget, retain)]
         self.share = tokens[0] / sum(tokens)  # n/N
         per_epoch = math.ceil(math.ceil(len(forget) / config.batch_size) / config.accumulation)
         self.estimates = math.ceil(config.epochs * per_epoch / method.hessian_every)  # of a run with optim=soul
@@ -264,10 +264,10 @@ class Influence:
         passes = 3 + len(method.scales) + (method.cg_steps if method.solver is Solver.cg else 0)
         told = count(1)
 
-        def say(what: str) -> None:
+        def log(what: str) -> None:
             progress(next(told), passes, what)
 
-        direction, record = self._direction(say)
+        direction, record = self._direction(log)
         start = [p.detach().clone() for p in params]
 
         def move(scale: float) -> None:
@@ -278,7 +278,7 @@ class Influence:
         def measure(scale: float) -> tuple[float, float]:
             move(scale)
             forget, retain = map(self.objective.value, self.held)
-            say(f"scale {scale:g}: forget {forget:.3f}, retain {retain:.3f}")
+            log(f"scale {scale:g}: forget {forget:.3f}, retain {retain:.3f}")
             return forget, retain
 
         cost.count(parameter_bytes=cost.tensor_bytes(params))
@@ -290,16 +290,16 @@ class Influence:
         step = {"scale": scale, "step_size": size, "displacement": size * norm(direction, params[0])}
         return [{"step": 1, **losses, **step, **record, "line_search": points}]
 
-    def _direction(self, say: Callable[[str], None]) -> tuple[Vector, dict[str, float]]:
+    def _direction(self, log: Callable[[str], None]) -> tuple[Vector, dict[str, float]]:
         """(H + damping)⁻¹ ∇CE_forget, and what is worth recording of it."""
         steps = [
             self._portions(step)
             for step in curvature_steps(self.forget, self.retain, self.config, self.seed, self.estimates)
         ]
-        say("gradient")
+        log("gradient")
         cost.count(training_tokens=sum(map(len, share(self.forget))))
         gradient = self.objective.gradient(self._batches(self.forget))
-        say("curvature")
+        log("curvature")
         diagonal = self.objective.diagonal(steps, self.seed)
         size = sum(t.numel() for t in diagonal)
         damping = self.method.damping * math.fsum(float(t.sum(dtype=torch.float64)) for t in diagonal) / size
@@ -312,7 +312,7 @@ class Influence:
         def product(vector: Vector) -> Vector:
             nonlocal done
             done += 1
-            say(f"conjugate gradient, product {done} of at most {self.method.cg_steps}")
+            log(f"conjugate gradient, product {done} of at most {self.method.cg_steps}")
             return self.objective.gauss_newton(batches, vector)
 
         direction, residual = conjugate_gradient(product, gradient, self.method.cg_steps, damping)

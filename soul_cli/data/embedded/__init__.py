@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.files import digest, publish, sha256
+from soul_cli.core.files import digest, locked, publish, sha256
 
 HERE = Path(__file__).parent
 TRAINED = 40  # authors
@@ -46,12 +46,16 @@ def write_layout(folder: Path, authors: list[dict[str, Any]]) -> None:
 
 
 def layout(cache_dir: Path) -> Path:
-    """The embedded data as a folder in the hub's layout, written once."""
+    """Return the embedded data as a folder in the hub's layout, written once, whichever process comes first."""
     sources = sorted((HERE / "authors").glob("*.json"))
     shipped = [Path(__file__), *sources, *sorted(HERE.glob("*.json*"))]
     folder = cache_dir / "data" / f"embedded-{digest([sha256(p) for p in shipped])}"
-    if not folder.is_dir():
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        write_layout(temporary, [json.loads(s.read_text(encoding="utf-8")) for s in sources])
-        publish(temporary, folder)
+    if folder.is_dir():
+        return folder
+    with locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            temporary = folder.with_suffix(".out")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            write_layout(temporary, [json.loads(s.read_text(encoding="utf-8")) for s in sources])
+            publish(temporary, folder)
     return folder

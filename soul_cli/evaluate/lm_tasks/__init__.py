@@ -13,12 +13,24 @@ from typing import Any
 
 from datasets import Dataset
 
-from soul_cli.core.files import read_lines
+from soul_cli.core.types import UserError
+from soul_cli.data.reading import read_records
+
+
+def documents(path: str) -> list[dict[str, Any]]:
+    """Return the documents of a file.  UserError: there are none, or one lacks a field that the first has."""
+    records = read_records(Path(path))
+    if not records:
+        raise UserError(f"{path}: no document in it")
+    for record in records:
+        if lacking := records[0].fields.keys() - record.fields.keys():
+            raise UserError(f"{record.place}: field {min(lacking)!r} is missing (other documents have it)")
+    return [record.fields for record in records]
 
 
 def read(path: str, **_: Any) -> dict[str, Dataset]:
-    """A JSON Lines file, a document a line, as the split `test`."""
-    return {"test": Dataset.from_list(read_lines(Path(path)))}
+    """Return the documents of a file (JSON Lines, or another form of `soul_cli.data.reading`) as the split `test`."""
+    return {"test": Dataset.from_list(documents(path))}
 
 
 def hellaswag(path: str, **_: Any) -> dict[str, Dataset]:
@@ -32,7 +44,7 @@ def articles(path: str, **_: Any) -> dict[str, Dataset]:
     """WikiText lines ({"text": line}, a blank line empty) joined to one document an article, as in the hub's
     EleutherAI/wikitext_document_level: an article begins at a title of the first level, ` = Title = `.
     """
-    lines = "".join(row["text"] or " \n" for row in read_lines(Path(path))).split("\n")
+    lines = "".join(row["text"] or " \n" for row in documents(path)).split("\n")
     starts = [i for i, line in enumerate(lines) if _is_title(line.strip())]
     return {"test": Dataset.from_list([{"page": "\n".join(lines[a:b])} for a, b in pairwise([*starts, len(lines)])])}
 

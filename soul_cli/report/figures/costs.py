@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from soul_cli.report.figures.look import colour, legend, panels
-from soul_cli.report.figures.plots import Source, optims_of
+from soul_cli.report.figures.look import panels
+from soul_cli.report.figures.source import Source
 from soul_cli.report.read import Run, label
 
 # phases that runs share, with their grey
@@ -20,7 +20,7 @@ EVALUATION = "0.9"
 
 
 def cost(source: Source) -> Figure | None:
-    """Per row: seconds of unlearning and evaluation, peak memory, weights and optimizer states; mean ± sd over seeds.
+    """Draw, a row at a time, seconds of unlearning and evaluation, peak memory, weights and states; ± sd over seeds.
 
     Below them the shared models and evaluations, once, with what they cost when they were made.
     """
@@ -29,11 +29,11 @@ def cost(source: Source) -> Figure | None:
         return None
     figure, ((time, memory),) = panels(1, 2, 10.5, 1.8 + 0.28 * (len(rows) + 1), sharey=True)
     for y, ((_, optim), runs) in enumerate(rows.items()):
-        width = _bar(time, y, runs, "unlearn_seconds", colour(optim))
+        width = _bar(time, y, runs, "unlearn_seconds", source.styles.colour(optim))
         _bar(time, y, runs, "evaluate_seconds", EVALUATION, left=width, spread=False)
         _bar(memory, y, runs, "unlearn_peak_mb", "0.85")
         width = _bar(memory, y, runs, "parameter_mb", "0.6", spread=False)
-        _bar(memory, y, runs, "optimizer_state_mb", colour(optim), left=width, spread=False)
+        _bar(memory, y, runs, "optimizer_state_mb", source.styles.colour(optim), left=width, spread=False)
     shared = _shared(source.runs, time, len(rows))
     time.set_yticks(
         range(len(rows) + 1), [*(f"{label(row)} (n = {len(r)})" for row, r in rows.items()), "shared, once"]
@@ -45,15 +45,15 @@ def cost(source: Source) -> Figure | None:
         axes.grid(axis="y", visible=False)
     more = [Patch(color=EVALUATION, label="evaluation"), Patch(color="0.6", label="weights")]
     more += [Patch(color="0.85", label="peak memory"), *shared]
-    legend(figure, [], optims_of(rows), more)
+    source.styles.legend(figure, rows, more, markers=False)
     return figure
 
 
 def _bar(
     axes: Axes, y: int, runs: list[Run], metric: str, shade: str, *, left: float = 0.0, spread: bool = True
 ) -> float:
-    """A bar of the mean over the runs that have the metric.  Returns where it ends."""
-    values = np.array([r.numbers["this_run"][metric].value for r in runs if metric in r.numbers["this_run"]])
+    """Draw a bar of the mean over the runs that have the metric; return where it ends."""
+    values = np.array([r.metrics["this_run"][metric].value for r in runs if metric in r.metrics["this_run"]])
     if not len(values):
         return left
     sd = values.std(ddof=1) if spread and len(values) > 1 else None
@@ -62,7 +62,7 @@ def _bar(
 
 
 def _shared(runs: list[Run], axes: Axes, y: int) -> list[Patch]:
-    """A bar of what the runs share, phase after phase.  Returns its legend."""
+    """Draw a bar of what the runs share, phase after phase; return its legend."""
     left, patches = 0.0, []
     for phase, grey in SHARED.items():
         seconds = next((r.content["cost"][phase]["seconds"] for r in runs if phase in r.content["cost"]), 0.0)

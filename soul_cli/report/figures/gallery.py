@@ -7,8 +7,10 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from soul_cli.report.figures.costs import cost
-from soul_cli.report.figures.curves import epochs
-from soul_cli.report.figures.plots import Source, ecdf, steps, tradeoff
+from soul_cli.report.figures.curves import epochs, steps
+from soul_cli.report.figures.distributions import ecdf
+from soul_cli.report.figures.source import Source
+from soul_cli.report.figures.tradeoff import tradeoff
 
 FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
     "tradeoff": (
@@ -28,8 +30,8 @@ FIGURES: dict[str, tuple[Callable[[Source], Figure | None], str]] = {
     ),
     "truth_ratio": (
         ecdf,
-        "Distribution of the truth ratio R on the forget questions, a line a seed. The KS distance D behind forget "
-        "quality is the largest vertical gap to the retain-trained model.",
+        "Distribution of the truth ratio R on the forget questions, a line a seed; R outside 1e-6 to 1e6 stands at the "
+        "edge. The KS distance D behind forget quality is the largest vertical gap to the retain-trained model.",
     ),
     "steps": (
         steps,

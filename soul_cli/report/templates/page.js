@@ -10,7 +10,7 @@ function keyOf(cell) {
 }
 
 function compare(a, b) {
-  if (typeof a === "number" && typeof b === "number") return a - b;
+  if (typeof a === "number" && typeof b === "number") return a === b ? 0 : a < b ? -1 : 1;
   return String(a).localeCompare(String(b), undefined, { numeric: true });
 }
 
