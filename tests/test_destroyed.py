@@ -22,7 +22,7 @@ from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import general
 from soul_cli.evaluate import metrics as m
 from soul_cli.experiment.config import compose
-from soul_cli.experiment.epochs import values
+from soul_cli.experiment.epochs import metric_values
 from soul_cli.report.cli import main
 from soul_cli.report.compare import Point, difference, paired
 from soul_cli.report.figures.curves import epochs
@@ -187,7 +187,7 @@ def test_infinity_in_json_and_back() -> None:
     assert read_metrics(strict(plain)) == metrics
     assert '"inf"' in plain
     assert read_metrics(json.loads(json.dumps({"ppl": {"value": INF, "n": 3}})))["ppl"].value == INF  # of version 0.1
-    line = strict(json.dumps(values(metrics), allow_nan=False))
+    line = strict(json.dumps(metric_values(metrics), allow_nan=False))
     assert read_metrics(line)["ppl"].ci95 == (2.0, INF)
 
 

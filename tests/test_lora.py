@@ -17,6 +17,7 @@ from soul_cli.models import load as models
 from soul_cli.models.adapters import LoRA
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import finetuning
+from soul_cli.optim.sophia import Soul
 from soul_cli.train.loop import TrainData, Trainer
 
 ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),))]
@@ -68,3 +69,29 @@ def test_adapters_beside_4_bit_weights_are_merged_into_whole_ones(tiny_lm: Calla
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 6 / 2
     merged = lora.merge(adapters, lambda: models.load(ref, "cpu"))
     torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, weight + product)
+
+
+def test_soul_finds_the_curvature_of_both_factors(
+    tiny_lm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """B is 0 at first, and with it A's first estimate.  A starts at its second one, whole."""
+    lm = tiny_lm(torch.float64, spread=0.2)
+    LoRA(r=4, alpha=8, load_in_4bit=False).attach(lm, seed=0)
+    firsts = [p for n, p in lm.named_parameters() if "lora_A" in n]
+    given: list[dict[Any, torch.Tensor]] = []
+    update = Soul.update_hessian
+
+    def watched(self: Soul, estimates: dict[Any, torch.Tensor]) -> None:
+        given.append({p: e.clone() for p, e in estimates.items()})
+        update(self, estimates)
+
+    monkeypatch.setattr(Soul, "update_hessian", watched)
+    config = compose(["optim=soul", "optim.lr=1e-3", "optim.hessian_every=1", "train.epochs=2", "train.warmup=0"])
+    data = TrainData(forget=None, retain=Rows({"answer": ROWS}))
+    trainer = Trainer(lm, data, finetuning(), config.optim, config.train, 0, Accelerator(cpu=True))
+    trainer.train(tmp_path, lambda *a: None)
+    first, second = given
+    for p in firsts:
+        assert not first[p].any()
+        assert second[p].any()
+        assert torch.equal(trainer.phases[0].optimizer.state[p]["h"], second[p].to(p.dtype))

@@ -35,7 +35,7 @@ def collate(rows: Sequence[Prompted]) -> Batch:
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `budget` padded tokens, longest first (so that memory peaks at once)."""
+    """Return indices in batches of at most `budget` padded tokens, longest first (so that memory peaks at once)."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while order:
         size = max(1, budget // max(1, lengths[order[0]]))
@@ -77,7 +77,7 @@ class Step:
 def plan_epoch(
     forget: Sequence[int], retain: Sequence[int], *, size: int, accumulation: int, seed: int, epoch: int
 ) -> list[Step]:
-    """The steps of one epoch over the forget rows (over the retain rows where there are no forget rows).
+    """Return the steps of one epoch over the forget rows (over the retain rows where there are no forget rows).
 
     forget, retain: lengths in tokens.  Each forget batch meets as many retain rows as it has itself, taken in turn
     from shuffled passes over all of them, so that the pairs differ between epochs.

@@ -181,7 +181,7 @@ def _check_plain(path: Path, start: bytes) -> None:
 
 
 def _guess(path: Path, start: bytes, trouble: bytes) -> str:
-    """Encoding from the file's beginning and the block that was not UTF-8."""
+    """Return the encoding from the file's beginning and the block that was not UTF-8."""
     from charset_normalizer import from_bytes, is_binary
 
     if is_binary(start) or b"\0" in trouble:

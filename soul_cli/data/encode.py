@@ -69,7 +69,7 @@ class Encoder:
         return pairs
 
     def text(self, text: str) -> Prompted:
-        """A running text without prompt or EOS, for its perplexity: all tokens but the first are scored."""
+        """Return a running text without prompt or EOS, for its perplexity: all tokens but the first are scored."""
         ids = [*self.bos, *self._ids(text)[0]]
         if len(ids) > self.max_length:
             raise UserError(f"the text {text[:60]!r} takes {len(ids)} tokens, model.max_length is {self.max_length}")

@@ -206,13 +206,13 @@ def _json_or_text(line: str, place: str) -> Any:
 
 
 def _sentence(value: Any, place: str, what: str) -> str:
-    """The text that a line or an item of a list stands for."""
+    """Return the text that a line or an item of a list stands for."""
     fields = value if isinstance(value, dict) else {what: value}
     return _only_text(Record(place, fields), what)
 
 
 def _only_text(record: Record, what: str) -> str:
-    """The one field of text that a record has."""
+    """Return the one field of text that a record has."""
     texts = [key for key, value in record.fields.items() if isinstance(value, str)]
     if len(texts) != 1:
         raise UserError(

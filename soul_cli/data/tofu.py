@@ -139,7 +139,7 @@ def _composed(text: str) -> str:
 
 @lru_cache(1 << 16)
 def _folded(text: str) -> str:
-    """The text without what does not make it another one: case, spaces, invisible characters, Unicode form."""
+    """Return the text without what does not make it another one: case, spaces, invisible characters, Unicode form."""
     return _spaced(unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).casefold())
 
 
@@ -218,7 +218,7 @@ def _short(place: str, split: Split) -> str:
 
 
 def _differences(full: Split, forget: Split, retain: Split, perturbed: Split) -> list[str]:
-    """What the header says of files that can be used and are not quite as expected."""
+    """Return what the header says of files that can be used and are not quite as expected."""
     notes = []
     looks: list[tuple[str, Callable[[QA], str]]] = [
         ("the same question, but for punctuation", lambda row: _words(row.question)),

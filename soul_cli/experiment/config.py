@@ -329,7 +329,7 @@ def gpus() -> dict[str, dict[str, float]]:
 
 
 def compose(overrides: list[str]) -> RunConfig:
-    """The configuration of one run from command-line overrides, for scripts and tests."""
+    """Return the configuration of one run from command-line overrides, for scripts and tests."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 

@@ -18,9 +18,9 @@ HEIGHTS = 1 << 22  # values of distribution functions that stand in float64 at a
 
 
 def scramble(*keys: Any) -> NDArray[np.uint64]:
-    """A hash of integers, or element-wise of arrays of them: splitmix64's mixing (Steele et al. 2014) after each key.
+    """Return a hash of integers, or element-wise of arrays of them.
 
-    Equal keys give equal values on every machine; no key needs the others of its array.
+    splitmix64's mixing (Steele et al. 2014) after each key.  Equal keys give equal values on every machine; no key needs the others of its array.
     """
     mixed = np.zeros(1, np.uint64)
     for key in keys:

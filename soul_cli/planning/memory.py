@@ -185,7 +185,7 @@ def _put_on_cpu(lm: nn.Module) -> None:
 
 
 def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
-    """The first fields of Work.  Attaches adapters."""
+    """Return the first fields of Work.  Attaches adapters."""
     blocks = lm._no_split_modules or ()
     linear: float = sum(
         m.weight.numel() * m.weight.element_size()
@@ -210,7 +210,7 @@ def _bytes(tensors: Sequence[Tensor]) -> float:
 
 
 def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layers: int) -> tuple[float, ...]:
-    """The last fields of Work.  Gradients are not counted: each is taken out of the count when it is whole."""
+    """Return the last fields of Work.  Gradients are not counted: each is taken out of the count when it is whole."""
     live = LiveBytes()
     peaks: list[float] = []
 
@@ -244,7 +244,7 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
 
 
 def _looks(setting: Setting, batch: Batch, width: int) -> list[Look]:
-    """The looks of the loop (train/gradient.py): one for all tokens, or one for each kind of rows."""
+    """Return the looks of the loop (train/gradient.py): one for all tokens, or one for each kind of rows."""
     terms = setting.problem.terms
     if all(type(term).token is Term.token for term in terms.values()):
         return [logps_of(batch)]

@@ -121,7 +121,7 @@ def setting_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[in
 
 
 def outlook(config: RunConfig) -> str:
-    """The whole plan, as text."""
+    """Return the whole plan, as text."""
     table = gpus()
     planner = Planner(config)
     needs = planner.needs(planner.how)

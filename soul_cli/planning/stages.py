@@ -70,8 +70,7 @@ def sizes(items: Sequence[QA], per_word: float, most: int) -> Sizes:
 
 
 def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> list[Stage]:
-    """The trainings still to be done if nothing were cached.  The base phase of the embedded model is left out."""
-
+    """Return the trainings to be done if nothing were cached.  The base phase of the embedded model is left out."""
     rows = partial(sizes, per_word=per_word, most=config.model.max_length)
     out = []
     recipe = config.model.finetune
@@ -97,7 +96,7 @@ def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> lis
 
 
 def _forgotten(problem: Problem, data: TaskData, rows: Callable[[Sequence[QA]], Sizes]) -> Sizes:
-    """The rows to forget, a row with all its answers; refusals are dealt out in turn."""
+    """Return the rows to forget, a row with all its answers; refusals are dealt out in turn."""
     if problem.forget is None:
         return ()
     refusals = [data.refusals[i % len(data.refusals)] if data.refusals else "" for i in range(len(data.forget))]

@@ -98,7 +98,7 @@ class Run:
         return [s for s in self.steps if s["epoch"] <= chosen["epoch"]][-1]
 
     def _costs(self) -> dict[str, Metric]:
-        """What this row cost by itself.  What cannot be known is absent."""
+        """Return what this row cost by itself.  What cannot be known is absent."""
         found: dict[str, Metric] = {}
         for phase, names in COSTS.items():
             spent = self.content["cost"].get(phase, {})

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 def counting(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    """A callback that takes how many more are done."""
+    """Return a callback that takes how many more are done."""
     done = 0
 
     def advance(more: int) -> None:

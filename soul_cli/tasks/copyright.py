@@ -266,7 +266,7 @@ def split_chunk(text: str, words: int, wordings: tuple[str, ...]) -> tuple[str, 
 
 
 def add_scores(row: Row, gold_ids: list[int], ids: list[int], encoder: Encoder) -> None:
-    """What the continuation has in common with the true one."""
+    """Return what the continuation has in common with the true one."""
     gold, made = row["gold"], encoder.decode(ids)
     first = copyright_metrics.VERBMEM_TOKENS
     beginning, made_beginning = encoder.decode(gold_ids[:first]), encoder.decode(ids[:first])

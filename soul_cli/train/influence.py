@@ -109,7 +109,7 @@ class MeanCE:
             return self.model(batch, [look]).looks[0]
 
     def _mean(self, batches: Sequence[Batch], of: Callable[[Batch], Sequence[Tensor | None]]) -> Vector:
-        """Sums over the batches, then over the processes, by the number of tokens."""
+        """Return the sums over the batches, then over the processes, by the number of tokens."""
         sums = self._zeros()
         for batch in batches:
             for part, own in zip(sums, of(batch), strict=True):
@@ -173,7 +173,7 @@ def conjugate_gradient(
 def line_search(
     measure: Callable[[float], tuple[float, float]], scales: Sequence[float], tolerance: float
 ) -> tuple[float, list[dict[str, float]]]:
-    """The step that forgets most among those that keep what must stay.
+    """Return the step that forgets most among those that keep what must stay.
 
     measure: a scale -> CE of the forget and of the retain rows held out, nats a token.  Scales are walked upwards until
     the retain CE first exceeds that of scale 0 by more than `tolerance`: beyond, the step is not trusted, even where it
@@ -214,7 +214,7 @@ def split(rows: Sequence[Prompted], held: float, seed: int, what: str) -> tuple[
 def curvature_steps(
     forget: Sequence[Prompted], retain: Sequence[Prompted], config: TrainConfig, seed: int, wanted: int
 ) -> list[Step]:
-    """The first `wanted` steps of a training run on these rows."""
+    """Return the first `wanted` steps of a training run on these rows."""
     lengths = [len(r) for r in forget], [len(r) for r in retain]
     epochs = (
         plan_epoch(*lengths, size=config.batch_size, accumulation=config.accumulation, seed=seed, epoch=epoch)
@@ -240,13 +240,13 @@ class Influence:
         self.estimates = math.ceil(config.epochs * per_epoch / method.hessian_every)  # of a run with optim=soul
 
     def _batches(self, rows: Sequence[Prompted]) -> list[Batch]:
-        """This process's share of the rows, rows of similar length together."""
+        """Return this process's share of the rows, rows of similar length together."""
         own = share(rows)
         groups = epoch_batches([len(r) for r in own], self.config.batch_size, self.seed, 0)
         return [collate([own[i] for i in group]).to(self.device) for group in groups]
 
     def _portions(self, step: Step) -> list[Portion]:
-        """This process's rows of a step's micro-batches."""
+        """Return this process's rows of a step's micro-batches."""
         out = []
         for mine in shares(step, rank(), world(), forget=True, retain=True):
             if mine.keys:

@@ -128,7 +128,7 @@ class Trainer:
         self.total = sum(map(len, self.plans))
 
     def _rows(self, epoch: int) -> dict[Kinds, Rows]:
-        """The rows that are run in an epoch."""
+        """Return the rows that are run in an epoch."""
         forget = self.data.forget(epoch) if self.data.forget and self.problem.forget else NO_ROWS
         return {Kinds.forget: forget, Kinds.retain: self.data.retain if self.problem.retain else NO_ROWS}
 

@@ -34,7 +34,7 @@ def read(path: str, **_: Any) -> dict[str, Dataset]:
 
 
 def hellaswag(path: str, **_: Any) -> dict[str, Dataset]:
-    """The same, with the stock task's clean-up done once; as its `process_docs` it would run at every access."""
+    """Return the same, with the stock task's clean-up done once; as its `process_docs` it would run at every access."""
     from lm_eval.tasks.hellaswag.utils import process_docs
 
     return {"test": process_docs(read(path)["test"])}
