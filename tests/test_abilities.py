@@ -34,7 +34,7 @@ def test_rounding_in_a_deep_model_is_no_error():
 
 @pytest.mark.parametrize(
     ("kind", "decoding"),
-    [("mpt", Leaving), ("lfm2", Staying), ("qwen3_next", Staying), ("mamba", Kept), ("bart", Kept), ("rwkv", Rows)],
+    [("mpt", Leaving), ("lfm2", Staying), ("qwen3_next", Staying), ("mamba", Kept), ("minimax", Kept), ("rwkv", Rows)],
 )
 def test_where_they_are_wrong_there_are_others(kind: str, decoding: type[Rows]):
     """ALiBi counts siblings as tokens between; recurrent layers run from one branch into the other."""

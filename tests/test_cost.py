@@ -147,7 +147,7 @@ def test_scored_and_generated_tokens(tiny_lm: MakeLM) -> None:
         scored = cost.spent()
     assert (scored["scored_tokens"], scored["forward_passes"], scored["backward_passes"]) == (FORGET_TOKENS, 6, 0)
     with cost.measure():
-        made = greedy(lm, [(5, 6, 7), (8,)], eos=-1, max_total=9, budget=1000)
+        made = greedy(lm, [(5, 6, 7), (8,)], ends=(), most_new=[6, 8], budget=1000)
         generated = cost.spent()
     assert generated["generated_tokens"] == sum(map(len, made)) == 6 + 8
     assert (generated["forward_passes"], generated["scored_tokens"]) == (8, 0)  # a token of both rows at a time

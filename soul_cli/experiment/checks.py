@@ -32,17 +32,15 @@ def check(context: Context) -> list[str]:
     if config.problem is not None:
         check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
     prompts = isinstance(config.method, Prompting)
-    _check_lengths(context, encoder)
-    _check_evaluation(context, first, data.system_prompt if prompts else "")
+    notes = _check_texts(context, first, trains=True, system=data.system_prompt if prompts else "")
     if config.task.retain_rows:
         given = read_retain_rows(evaluation.retain_rows_file(config.task.retain_rows))
         config.task.check_retain_rows(given, evaluation.splits(context))
     if config.task.retain_model:
         ref = context.given(config.task.retain_model)
-        _check_evaluation(context, _reader(context, ref))
+        _check_texts(context, _reader(context, ref), trains=False)
         if "target" in models.missing(context):
             abilities(context.load(ref))  # else it would be asked after the target model is trained
-    notes = config.task.cut(encoder, evaluation.splits(context), config.eval)
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
@@ -72,28 +70,29 @@ def _encoder(context: Context, reader: Reader, system: str = "") -> Encoder:
     return Encoder(reader.tokenizer, context.template, context.config.model.max_length, system)
 
 
-def _check_lengths(context: Context, encoder: Encoder) -> None:
-    """Refuse texts that model.max_length does not hold; a system prompt comes on top of it."""
-    data, config = context.data, context.config
-    rows = data.full if models.needs_base(context) else data.forget + data.retain
-    refuses = config.problem is not None and config.problem.answers_with("refusal")
-    parts = measure_training(encoder, data, rows, refuses=refuses)
-    parts |= {split: config.task.measure(encoder, split, items) for split, items in evaluation.splits(context).items()}
+def _check_texts(context: Context, reader: Reader, *, trains: bool, system: str = "") -> list[str]:
+    """Refuse texts that are too long for model.max_length or the model, a system prompt on top; return notes.
+
+    trains: whether the model is trained with this tokenizer, too.
+    """
+    config, data, encoder = context.config, context.data, _encoder(context, reader)
+    splits = evaluation.splits(context)
+    parts = {split: config.task.measure(encoder, split, items) for split, items in splits.items()}
+    longest = max([config.task.most_total(config.eval), *(size for some in parts.values() for _, size in some)])
+    if trains:
+        rows = data.full if models.needs_base(context) else data.forget + data.retain
+        refuses = config.problem is not None and config.problem.answers_with("refusal")
+        parts = measure_training(encoder, data, rows, refuses=refuses) | parts
     check_lengths(parts, config.model.max_length)
-
-
-def _check_evaluation(context: Context, reader: Reader, system: str = "") -> None:
-    """Encode what models are evaluated on, for the errors, and compare its length with what the model reads."""
-    config = context.config
-    encoder, on_top = _encoder(context, reader), _encoder(context, reader, system).system_tokens
-    for split, items in evaluation.splits(context).items():
-        longest = config.task.longest(encoder, split, items, config.eval) + on_top
-        if reader.limit is not None and longest > reader.limit:
-            prompt = f", {on_top} of them of the system prompt" if system else ""
-            raise UserError(
-                f"{split}: up to {longest} tokens are read at once{prompt} (eval.max_total={config.eval.max_total}), "
-                f"the model reads {reader.limit}"
-            )
+    notes = config.task.cut(encoder, splits, config.eval)
+    on_top = _encoder(context, reader, system).system_tokens
+    if reader.limit is not None and longest + on_top > reader.limit:
+        prompt = f", {on_top} of them of the system prompt" if system else ""
+        raise UserError(
+            f"up to {longest + on_top} tokens are read at once in evaluation{prompt} (eval.max_total="
+            f"{config.eval.max_total}), the model reads {reader.limit}"
+        )
+    return notes
 
 
 def check_layers(problem: Problem, layers: int) -> None:

@@ -41,9 +41,7 @@ class Head(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the logits (n, V) of last hidden states (n, D)."""
-        ids = torch.zeros(
-            (1, len(states)), dtype=torch.long, device=states.device
-        )  # of no effect: they only say how many
+        ids = torch.zeros((1, len(states)), dtype=torch.long, device=states.device)  # they only say how many
         (given,) = self._given
         given.states = states[None]
         try:

@@ -60,19 +60,16 @@ class Task(Protocol):
 
     def load(self, cache_dir: Path) -> TaskData: ...
 
-    def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
-        """Return the most tokens that a model reads at once of a split's items, without a system prompt.
-
-        Encodes all of them.  UserError: one cannot be asked, or not answered.
-        """
-        ...
-
     def measure(self, encoder: Encoder, split: str, items: list[QA]) -> list[Measured]:
         """Return what evaluation of the split gives a model to read, each text (by its question) with its tokens."""
         ...
 
     def cut(self, encoder: Encoder, splits: dict[str, list[QA]], config: EvalConfig) -> list[str]:
-        """Return notes on what evaluation cuts short."""
+        """Return notes on what evaluation cuts short.  UserError: a prompt leaves no room for an answer."""
+        ...
+
+    def most_total(self, config: EvalConfig) -> int:
+        """Return the most tokens of a prompt with the answer generated to it, where the true answer sets no limit."""
         ...
 
     def check_retain_rows(self, rows: list[Row], splits: dict[str, list[QA]]) -> None:

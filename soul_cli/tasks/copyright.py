@@ -170,6 +170,9 @@ class Copyright:
     def cut(self, encoder: Encoder, splits: dict[str, list[QA]], config: EvalConfig) -> list[str]:
         return []  # a continuation is as long as the true one
 
+    def most_total(self, config: EvalConfig) -> int:
+        return 0
+
     def check_retain_rows(self, rows: list[Row], splits: dict[str, list[QA]]) -> None:
         given = [row.get("gold") for row in rows if row["split"] == "forget_text"]
         if given != [item.answer for item in splits["forget_text"]]:
@@ -179,12 +182,6 @@ class Copyright:
             )
 
     # --- model -> rows -------------------------------------------------------------------------------------
-
-    def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
-        """Return the most tokens that a model reads of a prompt with its continuation, or of a chunk."""
-        if split.endswith("_text"):
-            return max((len(encoder.text(item.answer)) for item in items), default=0)
-        return max((len(encoder.pair(r["question"], r["gold"])) for r in self._asked(split, items)), default=0)
 
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress

@@ -81,10 +81,20 @@ class TOFU:
         return measured(encoder, pairs)
 
     def cut(self, encoder: Encoder, splits: dict[str, list[QA]], config: EvalConfig) -> list[str]:
+        for split, items in splits.items():
+            for _, _, question in _generated(items):
+                if (size := len(encoder.prompt(question))) >= config.max_total:
+                    raise UserError(
+                        f"{split}: the prompt of {question[:60]!r} takes {size} tokens, so that eval.max_total="
+                        f"{config.max_total} leaves no room for an answer; take more"
+                    )
         long = {split: [n - 1 for n in encoder.pair_lengths(items)] for split, items in splits.items()}
         long = {split: [n for n in sizes if n > config.max_total] for split, sizes in long.items()}
         shown = ", ".join(f"{split} {len(n)} (longest {max(n)} tokens)" for split, n in long.items() if n)
         return [f"eval.max_total={config.max_total} ends answers before the true one does: {shown}"] if shown else []
+
+    def most_total(self, config: EvalConfig) -> int:
+        return config.max_total
 
     def check_retain_rows(self, rows: list[Row], splits: dict[str, list[QA]]) -> None:
         given = [row.get("question") for row in rows if row["split"] == "forget"]
@@ -98,17 +108,6 @@ class TOFU:
             )
 
     # --- model -> rows -------------------------------------------------------------------------------------
-
-    def longest(self, encoder: Encoder, split: str, items: list[QA], config: EvalConfig) -> int:
-        """Return the most tokens that a model reads of a question with an answer, given or generated."""
-        most = max((len(g.prompt) + max(map(len, g.answers)) for _, _, g in _groups(items, encoder)), default=0)
-        for _, _, question in _generated(items):
-            if (size := len(encoder.prompt(question))) >= config.max_total:
-                raise UserError(
-                    f"{split}: the prompt of {question[:60]!r} takes {size} tokens, so that eval.max_total="
-                    f"{config.max_total} leaves no room for an answer; take more"
-                )
-        return max(most, config.max_total)
 
     def evaluate(
         self, lm: Any, encoder: Encoder, split: str, items: list[QA], config: EvalConfig, progress: Progress
