@@ -99,9 +99,10 @@ def _soul(  # type: ignore[no-untyped-def]
     _write(p, tl.fma(-rate, ratio, _read(p, inside, WHOLE) * decay), inside, WHOLE)
 
 
+# the arguments of a kernel must not be called `options`: triton's launcher has one of that name
 @triton.jit
-def soul_step_(table, owner, layout, options, counts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    p, g, m, h, n, at = _block(table, owner, layout, options, BLOCK)
+def soul_step_(table, owner, layout, chosen, counts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    p, g, m, h, n, at = _block(table, owner, layout, chosen, BLOCK)
     if _whole(p, g, m, h, n, BLOCK):
         _soul(p, g, m, h, n, at, counts, True, BLOCK)
     else:
@@ -131,8 +132,8 @@ def _released(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def soul_released_step_(table, owner, layout, options, counts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    p, g, m, h, n, at = _block(table, owner, layout, options, BLOCK)
+def soul_released_step_(table, owner, layout, chosen, counts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    p, g, m, h, n, at = _block(table, owner, layout, chosen, BLOCK)
     if _whole(p, g, m, h, n, BLOCK):
         _released(p, g, m, h, n, at, counts, True, BLOCK)
     else:
