@@ -39,6 +39,12 @@ from soul_cli.train.loop import TrainData, Trainer
 KINDS = {
     "adapters": ["experiment=llama2_7b/lora"],
     "adapters, no activation checkpointing": ["experiment=llama2_7b/lora", "activation_checkpointing=false"],
+    "adapters, 32 rows a step": ["experiment=llama2_7b/lora", "train.batch_size=32"],
+    "adapters, 16 rows a step, no activation checkpointing": [
+        "experiment=llama2_7b/lora",
+        "train.batch_size=16",
+        "activation_checkpointing=false",
+    ],
     "all weights, steps in bfloat16": ["experiment=llama2_7b/one_gpu", "offload=false", "train.master_weights=false"],
     "all weights, steps in float32": ["experiment=llama2_7b/one_gpu", "offload=false"],
     "all weights, offload": ["experiment=llama2_7b/one_gpu"],
@@ -333,20 +339,20 @@ def main() -> None:
     runs = {f"{name}, {o}": configured(one, more, o) for name, more in KINDS.items() for o in ("adamw", "soul")}
     if one.rehearse:
         runs = {what: runs[what] for what in ("adapters, adamw", "adapters, soul", "all weights, offload, soul")}
-    # plans are traced by other processors meanwhile
+    # by other processes, and before anything is timed: most steps here wait for Python
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // 2), get_context("spawn")) as pool:
-        plans = {what: pool.submit(plan, overrides) for what, overrides in runs.items()}
-        for what, overrides in runs.items():
-            offloads = "offload" in what
-            if one.left < (70 if offloads else 25) and not one.rehearse:
-                one.note(f"{what}: no time left")
-                continue
-            try:
-                train(one, what, overrides, plans[what].result(), machine, EVERY if offloads else 2 * EVERY)
-            except torch.cuda.OutOfMemoryError as error:
-                one.note(f"{what}: {str(error).splitlines()[0]}")
-            if what == "adapters, soul":
-                evaluate(one, machine)
+        plans = dict(zip(runs, pool.map(plan, runs.values()), strict=True))
+    for what, overrides in runs.items():
+        offloads = "offload" in what
+        if one.left < (70 if offloads else 25) and not one.rehearse:
+            one.note(f"{what}: no time left")
+            continue
+        try:
+            train(one, what, overrides, plans[what], machine, EVERY if offloads else 2 * EVERY)
+        except torch.cuda.OutOfMemoryError as error:
+            one.note(f"{what}: {str(error).splitlines()[0]}")
+        if what == "adapters, soul":
+            evaluate(one, machine)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ def main() -> None:
     some = []
     if one.rehearse:
         os.environ["SOUL_GPU_TESTS"] = "cpu"
-        some = ["-k", "rho or adapters or greedy or 48 or eager or offload-adamw or (soul and float32) or cudnn"]
+        some = [
+            "-k",
+            "float64 and soul and npo or adapters or greedy or 48 or offload-adamw or muon-npo or cudnn-trees",
+        ]
     import pytest
 
     sys.exit(pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py", *some], [Lines(one)]))

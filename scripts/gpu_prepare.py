@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from soul_cli.cli import quiet_libraries
+from soul_cli.cli import settle_libraries
 from soul_cli.core.cache import Cache
 from soul_cli.core.distributed import start
 from soul_cli.core.screen import log
@@ -17,7 +17,7 @@ from soul_cli.experiment.context import Context
 
 
 def main(which: str, overrides: list[str]) -> None:
-    quiet_libraries()
+    settle_libraries()
     config = compose(["method=none", *overrides])
     context = Context(config, config.task.load(config.cache), Cache(config.cache, log), start([]))
     if which == "target":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from gpu_setup import Job, back_to_back, job, rates, seconds
+from gpu_setup import Job, back_to_back, job, rates, seconds, wait
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.optim import kernel
@@ -58,6 +59,17 @@ def optimizers(params: list[torch.nn.Parameter], names: tuple[str, ...]) -> dict
     return out
 
 
+def host_seconds(step: Step, device: torch.device, calls: int) -> float:
+    """Of a call that does not wait for the device."""
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(calls):
+        step()
+    took = time.perf_counter() - began
+    wait(device)
+    return took / calls
+
+
 def measure(one: Job, size: str, bandwidth: float) -> None:
     params = parameters(size, one.device)
     count = sum(p.numel() for p in params)
@@ -78,6 +90,11 @@ def measure(one: Job, size: str, bandwidth: float) -> None:
             (">=", 0.85) if name == "soul" else None,
             f"{arrays} arrays of {4 * count / 1e9:.2f} GB in {took[name] * 1e3:.3f} ms",
         )  # fmt: skip
+    issued = {name: host_seconds(built[name].step, one.device, calls) for name in ("soul", "adamw")}
+    one.measured(
+        "host's share of a step of soul", size, issued["soul"] / took["soul"], None,
+        f"{issued['soul'] * 1e3:.3f} ms until the call returns; AdamW fused {issued['adamw'] * 1e3:.3f} ms",
+    )  # fmt: skip
     alone = {name: lambda o=o: (o.step(), getattr(o, "stats", None)) for name, o in built.items()}
     waiting = back_to_back(alone, one.device, repeats, 1)
     one.measured(

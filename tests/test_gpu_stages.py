@@ -21,7 +21,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr + logs
     text = (tmp_path / "gpu.md").read_text()
     for what in (
-        "| resumed run is the uninterrupted one | 2 | 0 | 0 |",
+        "| training in float64 is that of the cpu | 2 | 0 | 0 |",
         "soul against AdamW fused",
         "share of the copy bandwidth",
         "adapters, soul: tokens a second",

@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -30,7 +32,8 @@ BYTES = 4  # of a float32
 Part = tuple[Tensor, Tensor, Tensor, Tensor]  # parameter, gradient, m, h
 Groups = Sequence[tuple[Sequence[Part], Sequence[float]]]
 Run = tuple[int, int, int, int, int]  # their addresses, and how many coordinates
-PLAIN = (Tensor, Parameter)  # a subclass may have no memory of its own
+PLAIN = {Tensor, Parameter}  # a subclass may have no memory of its own
+DTYPE, IS_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 
 
 @lru_cache(maxsize=1)
@@ -73,13 +76,14 @@ def on_gpu() -> Callable[[str, Groups], Tensor] | None:
 
 def takes(parts: Sequence[Part]) -> bool:
     """Whether the kernels can make the step of these parameters."""
-    if not parts:
+    tensors = list(chain.from_iterable(parts))
+    # one attribute of all of them at a time: a loop that reads four of each takes as long as the step of a small model
+    if not tensors or not set(map(type, tensors)) <= PLAIN or set(map(DTYPE, tensors)) != {torch.float32}:
         return False
-    device = parts[0][0].device
-    for part in parts:
-        for t in part:
-            if t.dtype != torch.float32 or t.device != device or type(t) not in PLAIN or not t.is_contiguous():
-                return False
+    device = tensors[0].device
+    one = all(map(IS_CPU, tensors)) if device.type == "cpu" else set(map(Tensor.get_device, tensors)) == {device.index}
+    if not one or not all(map(Tensor.is_contiguous, tensors)):
+        return False
     made = {"cpu": library, "cuda": on_gpu}.get(device.type)
     return made is not None and made() is not None
 

@@ -103,8 +103,9 @@ class SecondOrder(Optimizer):
 
     def _part(self, p: Tensor) -> kernel.Part:
         """This process's part of a parameter, its gradient, m and h."""
-        assert p.grad is not None
-        whole = (p, p.grad, *self._state(p))
+        grad = p.grad
+        assert grad is not None
+        whole = (p, grad, *self._state(p))
         return tuple(map(local, whole)) if sharded(p) else whole  # type: ignore[return-value]
 
     def _states(self) -> list[dict[str, Tensor]]:
@@ -215,13 +216,24 @@ class Soul(SecondOrder):
         states = self._states()
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
         m, h = (wide(torch.cat([every(s[name], stride) for s in states])) for name in ("m", "h"))
-        seen = (m != 0) & (h > 0)
-        values = all_values(m[seen].abs() / h[seen], states[0]["m"]).cpu().numpy()
-        if not len(values):
+        ratios = torch.where((m != 0) & (h > 0), m.abs() / h, torch.nan)  # sorted behind all numbers
+        values = all_values(ratios, states[0]["m"])
+        if values.device.type == "cuda":
+            return float(_around(values, share))  # the one wait for the device
+        numbers = values[~values.isnan()].cpu().numpy()
+        if not len(numbers):
             return 1.0  # no curvature anywhere: every rho gives the same step
-        above = min(len(values) - 1, int(share * len(values)))
+        above = min(len(numbers) - 1, int(share * len(numbers)))
         around = sorted({max(0, above - 1), above})
-        return float(np.partition(values, around)[around].mean())  # a tenth of a sort's time
+        return float(np.partition(numbers, around)[around].mean())  # a tenth of a sort's time
+
+
+def _around(values: Tensor, share: float) -> Tensor:
+    """The same without leaving the device."""
+    count = (~values.isnan()).sum()
+    above = torch.minimum((share * count.double()).long(), count - 1).clamp(min=0)
+    two = values.sort().values[torch.stack([above - 1, above]).clamp(min=0)]
+    return torch.where(count > 0, two.mean(), 1.0)
 
 
 class SoulReleased(SecondOrder):

@@ -1,8 +1,9 @@
-"""The optimizer step in one pass over a GPU's memory, all tensors of a group in one launch: step.c for CUDA and ROCm.
+"""The optimizer step in one pass over a GPU's memory, all tensors in one launch: step.c for CUDA and ROCm.
 
 The reference are the functions of these names in sophia.py, whose options the kernels take in the same order;
 expressions follow it operation by operation.  A program steps one block of one tensor; it finds the tensor in a table
-of addresses, which is sent anew only when one of them has changed.  Nothing here waits for the device.
+of addresses and the options of its group in another, which are sent anew only when they have changed.  Nothing here
+waits for the device; what the host does must be shorter than the pass itself, 1 ms at 135M parameters.
 
 Imported where a GPU is to be stepped, not before: triton comes with torch where torch knows GPUs.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,18 +23,20 @@ from torch import Tensor
 BLOCK = 2048  # coordinates of a program: eight a thread
 WARPS = 8
 COUNTS = 4
+OPTIONS = tl.constexpr(8)  # places for those of a group
 
 
 @triton.jit
-def _block(table, owner, first, sizes, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Where this program's p, g, m, h lie, and how many coordinates."""
+def _block(table, owner, layout, options, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Where this program's p, g, m, h lie, how many coordinates, and where the options are."""
     k = tl.program_id(0)
     tensor = tl.load(owner + k)
-    start = (k - tl.load(first + tensor)).to(tl.int64) * BLOCK
+    about = layout + 3 * tensor
+    start = (k - tl.load(about)) * BLOCK
     row = table + 4 * tensor
     p, g = tl.load(row) + 4 * start, tl.load(row + 1) + 4 * start
     m, h = tl.load(row + 2) + 4 * start, tl.load(row + 3) + 4 * start
-    return p, g, m, h, tl.load(sizes + tensor) - start
+    return p, g, m, h, tl.load(about + 1) - start, options + OPTIONS * tl.load(about + 2)
 
 
 @triton.jit
@@ -76,8 +80,10 @@ def _count(counts, unclipped, momentum, curvature):  # type: ignore[no-untyped-d
 
 @triton.jit
 def _soul(  # type: ignore[no-untyped-def]
-    p, g, m, h, n, counts, rate, decay, gain, rho, eps, WHOLE: tl.constexpr, BLOCK: tl.constexpr  # noqa: N803
+    p, g, m, h, n, at, counts, WHOLE: tl.constexpr, BLOCK: tl.constexpr  # noqa: N803
 ):  # fmt: skip
+    rate, decay, gain = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    rho, eps = tl.load(at + 3), tl.load(at + 4)
     inside = tl.arange(0, BLOCK) < n
     p, g = _pointers(p, WHOLE, BLOCK), _pointers(g, WHOLE, BLOCK)
     m, h = _pointers(m, WHOLE, BLOCK), _pointers(h, WHOLE, BLOCK)
@@ -93,21 +99,22 @@ def _soul(  # type: ignore[no-untyped-def]
     _write(p, tl.fma(-rate, ratio, _read(p, inside, WHOLE) * decay), inside, WHOLE)
 
 
+# the arguments of a kernel must not be called `options`: triton's launcher has one of that name
 @triton.jit
-def soul_step_(  # type: ignore[no-untyped-def]
-    table, owner, first, sizes, counts, rate, decay, gain, rho, eps, BLOCK: tl.constexpr  # noqa: N803
-):  # fmt: skip
-    p, g, m, h, n = _block(table, owner, first, sizes, BLOCK)
+def soul_step_(table, owner, layout, chosen, counts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    p, g, m, h, n, at = _block(table, owner, layout, chosen, BLOCK)
     if _whole(p, g, m, h, n, BLOCK):
-        _soul(p, g, m, h, n, counts, rate, decay, gain, rho, eps, True, BLOCK)
+        _soul(p, g, m, h, n, at, counts, True, BLOCK)
     else:
-        _soul(p, g, m, h, n, counts, rate, decay, gain, rho, eps, False, BLOCK)
+        _soul(p, g, m, h, n, at, counts, False, BLOCK)
 
 
 @triton.jit
 def _released(  # type: ignore[no-untyped-def]
-    p, g, m, h, n, counts, rate, decay, beta1, beta2, width, gain1, gain2, WHOLE: tl.constexpr, BLOCK: tl.constexpr  # noqa: N803
+    p, g, m, h, n, at, counts, WHOLE: tl.constexpr, BLOCK: tl.constexpr  # noqa: N803
 ):  # fmt: skip
+    rate, decay, beta1, beta2 = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    width, gain1, gain2 = tl.load(at + 4), tl.load(at + 5), tl.load(at + 6)
     inside = tl.arange(0, BLOCK) < n
     p, g = _pointers(p, WHOLE, BLOCK), _pointers(g, WHOLE, BLOCK)
     m, h = _pointers(m, WHOLE, BLOCK), _pointers(h, WHOLE, BLOCK)
@@ -125,14 +132,12 @@ def _released(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def soul_released_step_(  # type: ignore[no-untyped-def]
-    table, owner, first, sizes, counts, rate, decay, beta1, beta2, width, gain1, gain2, BLOCK: tl.constexpr  # noqa: N803
-):  # fmt: skip
-    p, g, m, h, n = _block(table, owner, first, sizes, BLOCK)
+def soul_released_step_(table, owner, layout, chosen, counts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    p, g, m, h, n, at = _block(table, owner, layout, chosen, BLOCK)
     if _whole(p, g, m, h, n, BLOCK):
-        _released(p, g, m, h, n, counts, rate, decay, beta1, beta2, width, gain1, gain2, True, BLOCK)
+        _released(p, g, m, h, n, at, counts, True, BLOCK)
     else:
-        _released(p, g, m, h, n, counts, rate, decay, beta1, beta2, width, gain1, gain2, False, BLOCK)
+        _released(p, g, m, h, n, at, counts, False, BLOCK)
 
 
 def _with_gains(rate: float, decay: float, beta1: float, beta2: float, width: float) -> tuple[float, ...]:
@@ -149,38 +154,43 @@ KERNELS: dict[str, tuple[Any, Callable[..., tuple[float, ...]]]] = {
 def step(name: str, groups: Sequence[tuple[Sequence[tuple[Tensor, ...]], Sequence[float]]]) -> Tensor:
     """One step in place, over all groups.  Returns `sophia.counts`, (4,) in float64 on the device."""
     kernel, arguments = KERNELS[name]
-    sums = []
-    for parts, options in groups:
-        filled = [part for part in parts if part[0].numel()]
-        if not filled:
-            continue
-        device = filled[0][0].device
-        owner, first, sizes = blocks(device, tuple(part[0].numel() for part in filled))
-        table = addresses(device, tuple(t.data_ptr() for part in filled for t in part))
-        counts = torch.empty(len(owner), COUNTS, device=device)
-        kernel[(len(owner),)](
-            table, owner, first, sizes, counts, *arguments(*options), BLOCK=BLOCK, num_warps=WARPS
-        )  # fmt: skip
-        sums.append(counts.sum(0, dtype=torch.float64))
+    sizes = tuple(tuple(part[0].numel() for part in parts) for parts, _ in groups)
+    tensors = list(chain.from_iterable(chain.from_iterable(parts for parts, _ in groups)))
+    device = tensors[0].device
+    owner, layout = blocks(device, sizes)
+    counts = torch.empty(len(owner), COUNTS, device=device)
+    if len(owner):
+        table = addresses(device, tuple(map(Tensor.data_ptr, tensors)))
+        chosen = options(device, tuple(arguments(*values) for _, values in groups))
+        kernel[(len(owner),)](table, owner, layout, chosen, counts, BLOCK=BLOCK, num_warps=WARPS)
         # the kernels write past autograd's view of the parameters
-        torch.autograd.graph.increment_version([part[0] for part in filled])
-    return torch.stack(sums).sum(0)
+        torch.autograd.graph.increment_version(tensors[::4])
+    return counts.sum(0, dtype=torch.float64)
 
 
 @lru_cache(maxsize=16)
-def blocks(device: torch.device, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensor each program works on (programs,), and of each tensor its first program and its size."""
-    whole = torch.tensor(sizes)
+def blocks(device: torch.device, sizes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
+    """The tensor each program works on (programs,); of each tensor its first program, size and group (tensors, 3)."""
+    whole = torch.tensor([size for group in sizes for size in group])
+    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor([len(group) for group in sizes]))
     programs = -(-whole // BLOCK)
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), programs)
-    first = programs.cumsum(0) - programs
-    return _send(owner.int(), device), _send(first.int(), device), _send(whole, device)
+    owner = torch.repeat_interleave(torch.arange(len(whole)), programs)
+    layout = torch.stack([programs.cumsum(0) - programs, whole, group], 1)
+    return _send(owner.int(), device), _send(layout, device)
 
 
 @lru_cache(maxsize=16)
 def addresses(device: torch.device, values: tuple[int, ...]) -> Tensor:
     """They are mostly those of the step before: gradients are freed and allocated in the same order."""
     return _send(torch.tensor(values), device)
+
+
+@lru_cache(maxsize=16)
+def options(device: torch.device, groups: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Those of each group in a row, in float32 (groups, OPTIONS)."""
+    table = torch.zeros(len(groups), OPTIONS.value)
+    table[:, : len(groups[0])] = torch.tensor(groups)
+    return _send(table, device)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
