@@ -24,7 +24,7 @@ def python(code: str, *, reader: str = "cat", **environment: str) -> subprocess.
     return subprocess.run(["bash", "-c", line], env={**os.environ, **environment}, capture_output=True, timeout=120)
 
 
-COMMAND = "from soul_cli.core.command import command\nfrom soul_cli.core.screen import bar, say\n"
+COMMAND = "from soul_cli.core.command import command\nfrom soul_cli.core.screen import bar, log\n"
 
 
 # --- output ------------------------------------------------------------------------------------------------
@@ -32,14 +32,14 @@ COMMAND = "from soul_cli.core.command import command\nfrom soul_cli.core.screen 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_characters_that_the_terminal_does_not_know_are_replaced(encoding: str) -> None:
-    done = python(f'{COMMAND}with command(): say("a ↑ b"); print("é ↑ \\ud83d")', PYTHONIOENCODING=encoding)
+    done = python(f'{COMMAND}with command(): log("a ↑ b"); print("é ↑ \\ud83d")', PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, b"")
     first, second = done.stdout.decode(encoding).splitlines()
     assert first == ("a ↑ b" if encoding == "utf-8" else "a ? b")
     assert second == {"ascii": "? ? ?", "latin-1": "é ? ?", "utf-8": "é ↑ ?"}[encoding]
 
 
-@pytest.mark.parametrize("write", ['say("x" * 200)', 'print("x" * 200, flush=True)', 'print("x" * 200)'])
+@pytest.mark.parametrize("write", ['log("x" * 200)', 'print("x" * 200, flush=True)', 'print("x" * 200)'])
 def test_where_nobody_reads_the_output_the_end_is_quiet(write: str) -> None:
     done = python(f"{COMMAND}import time\nwith command():\n  time.sleep(0.5)\n  {write}\n  {write}", reader="true")
     assert (done.returncode, done.stderr) == (141, b"")
