@@ -43,7 +43,6 @@ from bench_setup import (
     rate_of_products,
     seconds,
     teach,
-    tokens,
 )
 from torch.nn.functional import pad
 
@@ -335,9 +334,10 @@ def throughput(effort: Effort) -> Lines:
         one = trainer(size, finetuning(), "adamw", effort)
         run = stepper(one, 2)
         run()
-        plan = [step for epoch in one.plans for step in epoch][2:4]
-        took = seconds({"": lambda one=one, plan=plan: [one._step(s, 0, []) for s in plan]}, effort.repeats)[""]
-        real = tokens([one.data.retain[i] for step in plan for _, r in step.micro for i in r])
+        plan, rows = [step for epoch in one.plans for step in epoch][2:4], one._rows(0)
+        steps = partial(lambda one, plan, rows: [one._step(s, 0, rows) for s in plan], one, plan, rows)
+        took = seconds({"": steps}, effort.repeats)[""]
+        real = sum(one.data.retain.tokens(i) for step in plan for _, r in step.micro for i in r)
         work = 6 * sum(p.numel() for p in one.params) * real / took
         yield Measured(
             "training, share of the machine's matrix-product rate at 6 FLOP a parameter and token", size, work / peak,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured import Measured
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.files import write_text
@@ -54,27 +55,6 @@ ROWS = {"2M": 100, "12M": 100, "135M": 20}
 PADDED = {"2M": 16, "12M": 16, "135M": 4}
 FULL = Effort(("2M", "12M", "135M"), 3, ROWS, PADDED, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
 SHORT = Effort(("tiny",), 1, {"tiny": 3}, {"tiny": 2}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
-
-
-@dataclass
-class Measured:
-    """One line of the table.  goal: (">=" or "<=", number), or None where the line only reports."""
-
-    what: str
-    size: str
-    value: float
-    goal: tuple[str, float] | None
-    detail: str
-    why: str = ""  # what stands in the way where the goal is missed
-
-    def verdict(self) -> str:
-        if self.goal is None:
-            return "reported"
-        sign, number = self.goal
-        if self.value >= number if sign == ">=" else self.value <= number:
-            return "met"
-        by = abs(self.value / number - 1)
-        return f"**missed by {by:.0%}**" + (f": {self.why}" if self.why else "")
 
 
 @dataclass

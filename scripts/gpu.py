@@ -18,8 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench_setup import Measured
-from gpu_setup import LINES, OK
+from measured import LINES, OK, Measured
 
 SCRIPTS = Path(__file__).parent
 GRACE = 5.0  # seconds

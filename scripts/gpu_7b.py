@@ -272,7 +272,7 @@ def evaluate(one: Job, machine: Machine) -> None:
     encoder = Encoder(tokenizer, "plain", 512)
     able = abilities(lm)
     one.note(f"way to generate: {able.decoding.__name__}; answers that share a prompt in one row: {able.trees}")
-    for budget in (8192, 65536):
+    for budget in (8192,) if one.rehearse else (8192, 65536):
         if one.left < 40:
             return one.note(f"evaluation with eval.batch_tokens={budget}: no time left")
         config.eval.batch_tokens = budget
@@ -338,10 +338,11 @@ def main() -> None:
     )
     runs = {f"{name}, {o}": configured(one, more, o) for name, more in KINDS.items() for o in ("adamw", "soul")}
     if one.rehearse:
-        runs = {what: runs[what] for what in ("adapters, adamw", "adapters, soul", "all weights, offload, soul")}
+        runs = {what: runs[what] for what in ("adapters, soul", "all weights, offload, soul")}
     # by other processes, and before anything is timed: most steps here wait for Python
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // 2), get_context("spawn")) as pool:
-        plans = dict(zip(runs, pool.map(plan, runs.values()), strict=True))
+        each = map if one.rehearse else pool.map
+        plans = dict(zip(runs, each(plan, runs.values()), strict=True))
     for what, overrides in runs.items():
         offloads = "offload" in what
         if one.left < (70 if offloads else 25) and not one.rehearse:

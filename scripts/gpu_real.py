@@ -36,7 +36,7 @@ COMMON = [
 ]  # fmt: skip
 TINY = [
     "task.forget=forget10", "task.retain_authors=2", "model=hub", "model.dtype=float32", "train.epochs=1",
-    "model.finetune.train.epochs=1", "train.batch_size=4", "eval.limit=4", "eval.max_total=120",
+    "model.finetune.train.epochs=1", "train.batch_size=4", "eval.limit=2", "eval.max_total=120",
 ]  # fmt: skip
 SEEDS = "0,1,2"
 REPORTING = 30  # seconds kept for the table

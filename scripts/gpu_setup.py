@@ -14,10 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from bench_setup import Measured
-
-LINES = "lines.jsonl"
-OK = "finished"
+from measured import LINES, Measured
 
 
 @dataclass

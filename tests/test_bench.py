@@ -49,6 +49,6 @@ def test_short_mode_measures_every_line(tmp_path: Path) -> None:
 )
 def test_a_line_says_by_how_much_it_is_missed(monkeypatch, sign: str, value: float, verdict: str) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from bench_setup import Measured
+    from measured import Measured
 
     assert Measured("a", "b", value, (sign, 2.0), "", "because").verdict() == verdict
