@@ -165,7 +165,7 @@ def test_rouge_needs_no_home() -> None:
     assert done.stdout == b"1.0\n", done.stderr
 
 
-# --- the whole command, in this process --------------------------------------------------------------------
+# --- the whole command -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -178,32 +178,24 @@ def test_rouge_needs_no_home() -> None:
         (["method=null"], ["method=npo"]),
     ],
 )
-def test_one_line_whatever_is_wrong(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
-) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # as Hydra's own advice has it
-    monkeypatch.setattr(sys, "argv", ["soul-unlearn", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    said = capfd.readouterr()
-    assert end.value.code == 2
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert all(w in said.err for w in words), said.err
+def test_one_line_whatever_is_wrong(arguments: list[str], words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "soul_cli.cli", *arguments], capture_output=True, timeout=120, text=True,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},  # as Hydra's own advice has it
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(w in done.stderr for w in words), done.stderr
 
 
-def test_a_bug_is_raised_without_hydras_words(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def broken(raw: object) -> str:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(cli, "run_member", broken)
-    monkeypatch.setattr(sys, "argv", ["soul-unlearn"])
-    with pytest.raises(ZeroDivisionError):
-        cli.main()
-    assert capfd.readouterr() == ("", "")
+def test_a_bug_is_raised_without_hydras_words() -> None:
+    code = "from soul_cli import cli\ncli.run_member = lambda raw: 1 / 0\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert "HYDRA_FULL_ERROR" not in done.stderr
 
 
 def test_help_can_be_cut_off() -> None:

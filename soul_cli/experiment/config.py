@@ -233,7 +233,7 @@ def _with_lists(values: Any, schema: Any) -> Any:
 
     def listed(key: Any, value: Any) -> Any:
         kind = kinds.get(key)
-        if isinstance(value, str) and list[str] in (kind, *get_args(kind)):
+        if isinstance(value, str | int | float) and any(get_origin(k) is list for k in (kind, *get_args(kind))):
             return [value]
         return _with_lists(value, next((k for k in (kind, *get_args(kind)) if is_dataclass(k)), None))
 
