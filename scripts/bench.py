@@ -426,6 +426,7 @@ LINES: dict[str, Callable[[Effort], Lines]] = {
     "padding": padding,
     "npo": npo,
     "npo_memory": npo_memory,
+    "retain_kl": retain_kl,
     "throughput": throughput,
     "evaluation": evaluation,
     "growth": growth,

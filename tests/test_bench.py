@@ -27,6 +27,7 @@ def test_short_mode_measures_every_line(tmp_path: Path) -> None:
         "retain weight 1",
         "retain weight 0",
         "peak memory",
+        "retain=kl against",
         "matrix-product rate",
         "against batch 1",
         "batches of 32",
