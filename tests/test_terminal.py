@@ -16,6 +16,12 @@ from soul_cli.report.terminal import print_run
 NUMBER = re.compile(r"\d\.\d{3}")
 
 
+@pytest.fixture(autouse=True)
+def width_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console does not keep the COLUMNS that it found when it was made, as in a worker of pytest-xdist."""
+    monkeypatch.setattr(console, "_width", None)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A finished run in a folder of a long path, with intervals."""
