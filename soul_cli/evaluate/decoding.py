@@ -83,7 +83,12 @@ class Staying(Rows):
 
     def predict(self) -> Tensor:
         """Return the logits (B, V) behind each row."""
-        out = self.lm(
+        out = self._forward()
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def _forward(self) -> Any:
+        return self.lm(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.positions,
@@ -91,8 +96,6 @@ class Staying(Rows):
             use_cache=True,
             logits_to_keep=1,
         )
-        self.cache = out.past_key_values
-        return out.logits[:, -1]
 
     def append(self, tokens: Tensor) -> None:
         """Put a token, tokens (B,), behind each row."""
@@ -184,15 +187,7 @@ class Recorded(Leaving):
         self.mask[..., : seen.shape[-1]] = seen.bool()
 
     def _step(self) -> Tensor:
-        out = self.lm(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
+        return self._forward().logits[:, -1]
 
     def _record(self) -> Any:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
