@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,17 @@ def unlearning_data(context: Context, target: ModelRef) -> TrainData:
     if problem is None:  # an edit of the weights
         return TrainData(lambda epoch: Rows({"answer": forget}), Rows({"answer": retain}))
 
-    @lru_cache(maxsize=1)  # the loop asks once for the order of the rows, once for the rows
-    def rows(epoch: int) -> Rows:
-        term = problem.forget
-        if term is None:
-            return NO_ROWS
-        of = {"answer": lambda: forget, "refusal": lambda: _refusals(context, encoder, epoch)}
+    kept = _rows(context, target, problem.retain, {"answer": retain}) if problem.retain else NO_ROWS
+    term, redraws = problem.forget, problem.answers_with("refusal")
+    if term is None:
+        return TrainData(None, kept)
+
+    @cache  # the loop asks for all epochs' order first, then for the rows of each
+    def rows(draw: int) -> Rows:
+        of = {"answer": lambda: forget, "refusal": lambda: _refusals(context, encoder, draw)}
         return _rows(context, target, term, {name: of[name]() for name in term.needs.answers})
 
-    kept = _rows(context, target, problem.retain, {"answer": retain}) if problem.retain else NO_ROWS
-    return TrainData(rows, kept)
+    return TrainData(lambda epoch: rows(epoch if redraws else 0), kept)
 
 
 def _refusals(context: Context, encoder: Encoder, epoch: int) -> Pairs:
