@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,9 +56,14 @@ class Segment:
     keys: tuple[int, ...]  # a name of each answer within the step
     answers: tuple[tuple[str, int], ...]  # name and row of each, row after row
 
-    @property
+    @cached_property
     def prompted(self) -> list[Prompted]:
         return [self.rows.answers[name][i] for name, i in self.answers]
+
+    @cached_property
+    def size(self) -> int:
+        """The number of answer tokens."""
+        return sum(len(p.answers[0]) for p in self.prompted)
 
     def before(self, of: Mapping[str, Sequence[Tensor]], like: Tensor) -> Tensor:
         """Return what is kept of these answers' tokens from before unlearning, (T, ...)."""
@@ -169,7 +175,7 @@ class StepGradient:
             return [logps_of(batch)]
         looks, start = [], 0
         for s in segments:
-            end = start + sum(len(p.answers[0]) for p in s.prompted)
+            end = start + s.size
             at = torch.arange(start, end, device=batch.where.device)
             compares = s.term.needs.reference is Reference.logits
             before = s.before(s.rows.states, batch.targets) if compares else None
@@ -211,7 +217,7 @@ class StepGradient:
         first = start = 0  # answer, token
         for n, s in enumerate(segments):
             last = first + len(s.answers)
-            end = start + sum(len(p.answers[0]) for p in s.prompted)
+            end = start + s.size
             values = found.looks[0][start:end] if len(looks) == 1 else found.looks[n] if looks else batch.owner[:0]
             names, uses = tuple(name for name, _ in s.answers), s.term.needs
             out.append((s, Answers(
