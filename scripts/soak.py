@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from soul_cli.core.files import read_json, read_lines
+from soul_cli.core.run_folder import WORK
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=1",
@@ -100,12 +101,12 @@ class Trial:
         """Unlearning steps that are kept so far, with their speeds, which no two runs have alike."""
         for path in self.home.glob("out/*/*/train.jsonl"):
             return read_lines(path)
-        saved = self.home.glob("out/*/*/work/checkpoint/state.json")
+        saved = self.home.glob(f"out/*/*/{WORK}/checkpoint/state.json")
         return [record for path in saved for record in read_json(path, {})["records"]]
 
     def at_work(self) -> str:
         """What is being made, as the folders tell."""
-        unlearning = next(self.home.glob("out/*/*/work"), None)
+        unlearning = next(self.home.glob(f"out/*/*/{WORK}"), None)
         if list(self.home.glob("out/*/*/metrics.json")):
             return "ending"
         if unlearning and (unlearning / "model").is_dir():
@@ -120,7 +121,7 @@ class Trial:
         return [
             str(p.relative_to(self.home))
             for p in self.home.rglob("*")
-            if p.name == "work"
+            if p.name == WORK
             or p.suffix in (".work", ".out", ".tmp")
             or (p.name.startswith(".") and p.suffix != ".lock")
         ]

@@ -44,6 +44,7 @@ RECORDED = (
     "lm-eval",
 )
 METRICS, EPOCHS = "metrics.json", "epochs.jsonl"
+WORK = "work"  # the folder of what a run goes on from
 OUTCOME = "epoch.json"  # in the work folder: which epoch's weights the model has, where epochs were evaluated
 
 
@@ -56,7 +57,7 @@ class RunFolder:
     @property
     def work(self) -> Path:
         """Return the folder of what the run goes on from."""
-        return self.path / "work"
+        return self.path / WORK
 
     @property
     def trained(self) -> Path:
