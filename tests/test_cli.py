@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from runs import costs, finish, kill_when, numbers, only_run, start
 
+from soul_cli.core.run_folder import WORK
+
 
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     _, out, text = finished
@@ -64,8 +66,8 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
     cache = tmp_path / "cache"
     moments = {  # no rglob: it would look into folders that are being renamed
         "fine-tuning": lambda out: any(cache.glob("models/*.work/checkpoint/state.json")),
-        "unlearning": lambda out: any(out.glob("*/*/work/checkpoint/state.json")),
-        "evaluation": lambda out: any(out.glob("*/*/work/rows_forget.json")),
+        "unlearning": lambda out: any(out.glob(f"*/*/{WORK}/checkpoint/state.json")),
+        "evaluation": lambda out: any(out.glob(f"*/*/{WORK}/rows_forget.json")),
     }
     for name, seen in moments.items():
         out = tmp_path / name

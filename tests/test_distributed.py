@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from soul_cli.core import cost, distributed, interrupt
 from soul_cli.core.cache import Cache
 from soul_cli.core.files import read_lines
-from soul_cli.core.run_folder import RunFolder
+from soul_cli.core.run_folder import WORK, RunFolder
 from soul_cli.core.screen import bar
 from soul_cli.core.types import Metric, Prompted, UserError
 from soul_cli.data.embedded import write_layout
@@ -606,7 +606,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 def test_run_whose_process_dies_ends_and_goes_on(data: Path, alone: Path, tmp_path: Path) -> None:
     arguments = ["-m", "soul_cli.cli", *command(data, alone, f"output_dir={tmp_path}")]
     process, deadline = launch(*arguments), time.monotonic() + 240
-    while not list(tmp_path.glob("*/*/work/checkpoint/state.json")):
+    while not list(tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)

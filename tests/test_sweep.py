@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from runs import finish, start, wait_for
 
+from soul_cli.core.run_folder import WORK
 from soul_cli.core.types import UserError
 from soul_cli.experiment import sweep
 from soul_cli.experiment.overrides import quoted
@@ -233,12 +234,12 @@ def test_workers_end_with_their_sweep(
     process = start(
         data, cache, tmp_path, "-m", "seed=0,1,2", *long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     )
-    wait_for(process, lambda: len(list(tmp_path.glob("tofu/*/work/start"))) == 2)
+    wait_for(process, lambda: len(list(tmp_path.glob(f"tofu/*/{WORK}/start"))) == 2)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     text = "".join(process.communicate(timeout=120))
     assert psutil.wait_procs(workers, timeout=60)[1] == []
-    steps = [len(json.loads(p.read_text())["records"]) for p in tmp_path.glob("tofu/*/work/checkpoint/state.json")]
+    steps = [len(json.loads(p.read_text())["records"]) for p in tmp_path.glob(f"tofu/*/{WORK}/checkpoint/state.json")]
     assert len(steps) == 2  # the third was not begun
     assert min(steps) > 0
     if number == signal.SIGTERM:
@@ -253,7 +254,7 @@ def test_submitit_requeues_a_member_that_a_signal_stopped(
 ) -> None:
     cache, whole, _ = finished
     process = start(data, cache, tmp_path, "-m", "hydra/launcher=submitit_local")
-    wait_for(process, lambda: any(tmp_path.glob("tofu/*/work/checkpoint/state.json")))
+    wait_for(process, lambda: any(tmp_path.glob(f"tofu/*/{WORK}/checkpoint/state.json")))
     started = psutil.Process(process.pid).children(recursive=True)
     (task,) = (p for p in started if "submitit.core._submit" in p.cmdline())
     task.send_signal(signal.SIGUSR2)
