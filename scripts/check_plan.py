@@ -21,7 +21,7 @@ from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import Architecture, untrained
 from soul_cli.planning.memory import Footprint, LiveBytes, footprint, work
 from soul_cli.planning.plan import setting_of
-from soul_cli.planning.stages import Sizes, stage_of
+from soul_cli.planning.stages import Sizes, alone, stage_of
 from soul_cli.train.loop import TrainData, Trainer
 
 TOLERANCE = 0.15
@@ -84,7 +84,8 @@ def plan_of(config: RunConfig, lm_config: Any, forget: Sizes, retain: Sizes) -> 
     """What plan=true makes of unlearning rows of these lengths on one GPU."""
     train, problem = config.train, config.problem
     assert problem is not None
-    stage = stage_of("unlearning", problem, config.optim, train, forget, retain, seed=config.seed, gpus=1)
+    rows = alone(forget), alone(retain)
+    stage = stage_of("unlearning", problem, config.optim, train, *rows, seed=config.seed, gpus=1)
     adapters = (train.lora.r, train.lora.alpha) if train.lora else None
     one = work(lm_config, setting_of(stage, config.model.dtype, config.activation_checkpointing, adapters))
     return footprint(

@@ -32,6 +32,8 @@ def main() -> None:
     """Run the command.  torch and transformers are imported once the configuration has been composed, not before."""
     with command():
         check_environment()
+        if group := next((arg.removesuffix("=help") for arg in sys.argv[1:] if arg.endswith("=help")), ""):
+            return show_choices(group)
         import hydra
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -205,6 +207,17 @@ def choices(group: str) -> list[str]:
 
     folder = CONFIGS / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def show_choices(group: str) -> None:
+    """Print what GROUP=help asks for: what the group offers, each in a line, with its paper."""
+    from soul_cli.core.screen import log
+    from soul_cli.core.types import UserError
+    from soul_cli.experiment.config import GROUPS, described
+
+    if group not in GROUPS:
+        raise UserError(f"{group}=help: there is help on {', '.join(GROUPS)}")
+    log(described(group))
 
 
 def settle_libraries() -> None:

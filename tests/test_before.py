@@ -80,11 +80,11 @@ def test_texts_that_do_not_fit_are_counted_and_named(encoder: Encoder):
 
 def test_refusals_are_measured_with_the_longest_question(encoder: Encoder):
     data = TaskData([], [QA("A?", "a"), QA("A longer one?", "b")], [], ["No.", "I cannot say."], "", {}, [], [], "")
-    parts = measure_training(encoder, data, data.forget, refuses=True)
+    parts = measure_training(encoder, data, data.forget, refused=data.forget)
     assert parts["refusals"] == [
         (text, len(encoder.pair("A longer one?", text))) for text in ("No.", "I cannot say.")
     ]  # fmt: skip
-    assert "refusals" not in measure_training(encoder, data, data.forget, refuses=False)
+    assert "refusals" not in measure_training(encoder, data, data.forget, refused=[])
 
 
 def test_what_the_evaluation_cuts_is_said(encoder: Encoder):

@@ -34,7 +34,7 @@ EXACT = {"rtol": 0, "atol": 1e-12}
 class Steered(Objective):
     """States behind block 0 are drawn to what they were before, shifted by 1 (as RMU does), mean over the tokens."""
 
-    needs: ClassVar[Needs] = Needs(layer=0, head=False)
+    needs: ClassVar[Needs] = Needs(layer=0, head=False, reference=Reference.states)
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         assert answers.states is not None
@@ -214,5 +214,5 @@ def test_a_layer_that_the_model_has_not_is_refused():
         needs: ClassVar[Needs] = Needs(layer=7, head=False)
 
     check_layers(problem(Deep("deep"), CE("ce", 1.0), SUM, Unperturbed("none")), 8)
-    with pytest.raises(UserError, match="deep: there is no layer 7; the model has layers 0 to 6"):
+    with pytest.raises(UserError, match=r"method.layer=7 \(deep\): the model has the layers 0 to 6"):
         check_layers(problem(Deep("deep"), CE("ce", 1.0), SUM, Unperturbed("none")), 7)

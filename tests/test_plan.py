@@ -17,7 +17,7 @@ from soul_cli.models.load import count_parameters
 from soul_cli.objective.methods import finetuning
 from soul_cli.planning.memory import LiveBytes
 from soul_cli.planning.plan import Planner, fits, gpus, outlook
-from soul_cli.planning.stages import Stage, architecture, flops, stage_of, stages
+from soul_cli.planning.stages import Stage, alone, architecture, flops, stage_of, stages
 from soul_cli.tasks.base import TaskData
 
 LORA = "train.lora={r: 4, alpha: 8, load_in_4bit: false}"
@@ -88,7 +88,7 @@ def test_stages_by_hand(count: int, rows: int):
 
 
 def test_phases_of_their_own_have_smaller_batches():
-    rows = ((10, 10),) * 4
+    rows = alone(((10, 10),) * 4)
     joint, apart = (compose(["optim=soul", "train.batch_size=4", f"combine={c}"]) for c in ("sum", "alternating"))
     a, b = (stage_of("", c.problem, c.optim, c.train, rows, rows, seed=0, gpus=1) for c in (joint, apart))
     assert (len(a.rows), len(b.rows)) == (8, 4)

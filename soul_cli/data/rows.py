@@ -17,6 +17,7 @@ class Rows:
     answers: Mapping[str, Sequence[Prompted]]  # name -> a prompt with its answer, by row
     values: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)  # name -> (T,) of each row's answer, by row
     states: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)  # name -> (T, D), likewise
+    norm: float | None = None  # mean norm of the hidden states behind the term's layer, over all rows' answer tokens
 
     def __len__(self) -> int:
         return len(next(iter(self.answers.values())))

@@ -1,4 +1,4 @@
-"""Batched greedy decoding."""
+"""Batched decoding, greedy or sampled."""
 
 from __future__ import annotations
 
@@ -7,11 +7,43 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from soul_cli.core import cost
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.evaluate.decoding import Rows
 from soul_cli.evaluate.likelihood import Autocast
+from soul_cli.objective.losses import wide
+from soul_cli.optim.curvature import sample_labels, uniforms
+
+# the logits (B, V) behind some rows, their numbers among the prompts (B,), how many tokens each has -> tokens (B,)
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def _likeliest(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+    return logits.argmax(-1)
+
+
+def sample(
+    lm: Any,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    keys: Sequence[int],
+    seed: int,
+    temperature: float,
+    **options: Any,
+) -> list[list[int]]:
+    """Return a sampled continuation of each prompt, without the token that ends it.
+
+    keys: a name of each prompt.  A continuation is a function of prompt, key and seed alone, whatever it is batched
+    with, but for rounding.  options: those of `greedy`.
+    """
+
+    def drawn(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+        names = torch.tensor(keys)[rows.cpu()]
+        return sample_labels(wide(logits) / temperature, uniforms(seed, 0, names, torch.full_like(names, count)))
+
+    return greedy(lm, prompts, choose=drawn, **options)
 
 
 @torch.inference_mode()
@@ -25,13 +57,14 @@ def greedy(
     budget: int,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda n: None,
+    choose: Choose = _likeliest,
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt, without the token that ends it.
 
     ends: the tokens that end a continuation.  most_new: for each prompt the most tokens to generate.
     known: what each continuation begins with, its end included where it is known to end (`likelihood.recited`).
     budget: padded tokens a batch.  Prompts are batched by length.  Rows that have ended leave the batch as soon as
-    that frees enough of it, where the model can do without them (`abilities`).
+    that frees enough of it, where the model can do without them (`abilities`).  choose: what takes the next token.
     """
     outputs: list[list[int]] = [[] for _ in prompts]
     room = list(most_new)
@@ -44,8 +77,8 @@ def greedy(
     progress(len(prompts) - len(wanted))
     for indices in _batches([len(p) for p in prompts], room, wanted, budget, mixed=decoding.mixed):
         rows = [prompts[i] for i in indices]
-        made = _decode(lm, decoding, rows, [room[i] for i in indices], ends, autocast)
-        for i, ids in zip(indices, made, strict=True):
+        made = _decode(lm, decoding, rows, indices, [room[i] for i in indices], ends, autocast, choose)
+        for i, ids in made.items():
             outputs[i] += ids
         progress(len(indices))
     return [ids[:-1] if ids and ids[-1] in ends else ids for ids in outputs]
@@ -75,16 +108,18 @@ def _decode(
     lm: Any,
     decoding: type[Rows],
     prompts: Sequence[tuple[int, ...]],
+    numbers: Sequence[int],
     room: Sequence[int],
     ends: Collection[int],
     autocast: Autocast,
-) -> list[list[int]]:
-    """Return the continuations of one batch."""
+    choose: Choose,
+) -> dict[int, list[int]]:
+    """Return the continuations of one batch by the numbers of their prompts."""
     device = lm.device
     last = torch.tensor(sorted(ends), dtype=torch.long, device=device)
-    left, names = torch.tensor(room, device=device), torch.arange(len(prompts), device=device)
+    left, names = torch.tensor(room, device=device), torch.tensor(numbers, device=device)
     rows = decoding(lm, prompts, max(room))
-    made: list[tuple[torch.Tensor, torch.Tensor]] = []  # (row, token) of every kept token
+    made: list[tuple[Tensor, Tensor]] = []  # (row, token) of every kept token
     active = torch.ones_like(names, dtype=torch.bool)
     count = 0
     while bool(active.any()):
@@ -93,7 +128,7 @@ def _decode(
             rows.keep(stay)
             names, left, active = names[stay], left[stay], active[stay]
         with autocast():
-            token = rows.predict().argmax(-1)
+            token = choose(rows.predict(), names, count)
         cost.count(forward_passes=1)
         count += 1
         written = active & ~torch.isin(token, last)
@@ -101,7 +136,7 @@ def _decode(
         active = written & (left > count)
         rows.append(token)
     cost.count(generated_tokens=sum(len(tokens) for _, tokens in made))
-    outputs: list[list[int]] = [[] for _ in prompts]
+    outputs: dict[int, list[int]] = {i: [] for i in numbers}
     for indices, tokens in made:
         for i, value in zip(indices.tolist(), tokens.tolist(), strict=True):
             outputs[i].append(value)

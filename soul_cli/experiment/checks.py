@@ -11,10 +11,13 @@ from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment import evaluation, models
 from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
+from soul_cli.experiment.unlearning import room_for
 from soul_cli.models.checks import check_sizes, positions
 from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
+from soul_cli.objective.forget import AltPO
 from soul_cli.objective.methods import Problem, Prompting
-from soul_cli.tasks.base import check_lengths, measure_training, read_retain_rows
+from soul_cli.objective.term import Kinds
+from soul_cli.tasks.base import TaskData, check_lengths, measure_training, read_retain_rows
 
 
 class Reader(NamedTuple):
@@ -31,6 +34,7 @@ def check(context: Context) -> list[str]:
     encoder = _encoder(context, first)
     if config.problem is not None:
         check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
+        check_answers(config.problem, data, encoder)
     prompts = isinstance(config.method, Prompting)
     notes = _check_texts(context, first, trains=True, system=data.system_prompt if prompts else "")
     if config.task.retain_rows:
@@ -41,6 +45,13 @@ def check(context: Context) -> list[str]:
         _check_texts(context, _reader(context, ref), trains=False)
         if "target" in models.missing(context):
             abilities(context.load(ref))  # else it would be asked after the target model is trained
+    if (
+        config.problem is not None
+        and config.problem.forget
+        and not config.problem.retain
+        and config.problem.forget.alone
+    ):
+        notes.append(f"{config.method.name} has no retain term here: {config.problem.forget.alone}")
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
@@ -81,8 +92,10 @@ def _check_texts(context: Context, reader: Reader, *, trains: bool, system: str 
     longest = max([config.task.most_total(config.eval), *(size for some in parts.values() for _, size in some)])
     if trains:
         rows = data.full if models.needs_base(context) else data.forget + data.retain
-        refuses = config.problem is not None and config.problem.answers_with("refusal")
-        parts = measure_training(encoder, data, rows, refuses=refuses) | parts
+        refused = config.problem.answers_with("refusal") if config.problem else Kinds(0)
+        kinds = {Kinds.forget: data.forget, Kinds.retain: data.retain}
+        asked = [qa for kind in refused for qa in kinds[kind]]
+        parts = measure_training(encoder, data, rows, refused=asked) | parts
     check_lengths(parts, config.model.max_length)
     notes = config.task.cut(encoder, splits, config.eval)
     on_top = _encoder(context, reader, system).system_tokens
@@ -100,5 +113,27 @@ def check_layers(problem: Problem, layers: int) -> None:
     for term in problem.terms.values():
         if term.needs.layer is not None and not 0 <= term.needs.layer < layers:
             raise UserError(
-                f"{term.name}: there is no layer {term.needs.layer}; the model has layers 0 to {layers - 1}"
+                f"{term.group}.layer={term.needs.layer} ({term.name}): the model has the layers 0 to {layers - 1}"
             )
+
+
+def warnings(problem: Problem) -> list[str]:
+    """Return what is known to go wrong with a forget term that stands alone."""
+    forget = problem.forget
+    if forget is None or problem.retain or not forget.alone:
+        return []
+    return [f"method={forget.name} without a retain term: {forget.alone}"]
+
+
+def check_answers(problem: Problem, data: TaskData, encoder: Encoder) -> None:
+    """Refuse terms whose answers cannot be had: of an empty list of refusals, or no room for alternatives."""
+    refusing = [problem.terms[kind] for kind in problem.answers_with("refusal")]
+    if refusing and not data.refusals:
+        wanted = ", ".join(f"{term.group}={term.name}" for term in refusing)
+        raise UserError(f"{wanted}: needs refusals to answer with, and the data have none")
+    forget = problem.forget
+    if isinstance(forget, AltPO) and any(room_for(encoder, forget, qa) < 1 for qa in data.forget):
+        raise UserError(
+            f"method={forget.name}: model.max_length={encoder.max_length} leaves no room for an alternative behind "
+            "method.instruction; take a shorter one, or null"
+        )

@@ -28,7 +28,7 @@ from soul_cli.objective.forget import Objective
 from soul_cli.objective.methods import METHODS, Method, Problem, problem, usual_retain
 from soul_cli.objective.perturb import PERTURBS, Perturb
 from soul_cli.objective.retain import RETAINS, NoRetain, Retain
-from soul_cli.optim.build import OPTIMS, HessianData, Optim
+from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
 from soul_cli.tasks.base import Task
 from soul_cli.train.config import TrainConfig
@@ -83,7 +83,7 @@ class RunConfig:
         "plan", "gpu", "gpus",
     )  # fmt: skip
     OF_TRAINING = ("train", "seed")  # of no effect where nothing is trained
-    OF_LOOP = ("retain", "combine", "perturb", "optim")  # of no effect without the training loop
+    OF_PROBLEM = ("retain", "combine", "perturb")  # of no effect without an objective
 
     @property
     def changes_weights(self) -> bool:
@@ -92,11 +92,11 @@ class RunConfig:
     @property
     def optimizes(self) -> bool:
         """Whether the training loop runs, and with it an optimizer."""
-        return isinstance(self.method, Objective)
+        return isinstance(self.method, Objective) or (isinstance(self.method, Edit) and self.method.trains)
 
     @cached_property
     def problem(self) -> Problem | None:
-        """What the training loop minimises; None where it does not run."""
+        """What a method minimises; None of one that has no objective."""
         if not isinstance(self.method, Objective):
             return None
         return problem(self.method, self.retain, self.combine, self.perturb)
@@ -105,7 +105,7 @@ class RunConfig:
     def title(self) -> str:
         """The method's name, with what differs from what usually goes with it: npo+kl+alternating."""
         others = {self.retain.name: usual_retain(self.method.name), self.combine.name: "sum", self.perturb.name: "none"}
-        more = [name for name, usual in others.items() if name != usual] if self.optimizes else []
+        more = [name for name, usual in others.items() if name != usual] if self.problem else []
         return "+".join([self.method.name, *more])
 
     def identity(self) -> dict[str, Any]:
@@ -117,11 +117,12 @@ class RunConfig:
 
     @property
     def evaluates_epochs(self) -> bool:
-        return self.optimizes and self.epoch_eval.every is not None
+        return self.problem is not None and self.epoch_eval.every is not None
 
     def plain(self) -> dict[str, Any]:
         """As plain values, but for groups that have no effect."""
-        kept = (f.name for f in fields(self) if f.name not in self.OF_LOOP or self.optimizes)
+        effective = {"optim": self.optimizes, **dict.fromkeys(self.OF_PROBLEM, self.problem is not None)}
+        kept = (f.name for f in fields(self) if effective.get(f.name, True))
         return {name: plain(getattr(self, name)) for name in kept}
 
     @property
@@ -279,24 +280,13 @@ def _check_template(config: RunConfig) -> None:
 
 
 def _check_problem(config: RunConfig) -> None:
-    """Refuse terms and optimizers that make no sense together."""
-    solved = config.problem
-    curvature = config.optim.curvature if solved else None
-    if not solved or not curvature or not solved.forget or solved.forget.needs.head:
-        return
-    if not solved.retain or curvature.data is HessianData.forget:
-        raise UserError(
-            f"method={config.method.name} has no head, and optim={config.optim.name} takes its curvature from the "
-            "predictions of the forget rows here: give a retain term and optim.hessian_data=retain or both"
-        )
+    """Refuse terms that make no sense together."""
+    _ = config.problem
 
 
 def _check_parallel(config: RunConfig) -> None:
     if config.parallel is Parallel.fsdp and isinstance(config.method, Edit):
-        raise UserError(
-            f"parallel=fsdp with method={config.method.name}: its curvature is that of whole parameters; "
-            "use parallel=ddp"
-        )
+        raise UserError(f"parallel=fsdp with method={config.method.name}: it edits whole parameters; use parallel=ddp")
 
 
 def _check_lora(config: RunConfig) -> None:
@@ -321,6 +311,15 @@ def _check_folders(config: RunConfig) -> None:
     check_writable(out, "output_dir")
     if not (cache.is_dir() and os.access(cache, os.R_OK | os.X_OK)):
         check_writable(cache, "cache_dir")
+
+
+def described(group: str) -> str:
+    """Return what a group offers, a line each: name, first line of the docstring, paper."""
+    lines = []
+    for name, kind in GROUPS[group].items():
+        paper = getattr(kind, "paper", "")
+        lines.append(f"{name:<16}{str(kind.__doc__).splitlines()[0]}" + (f" ({paper})" if paper else ""))
+    return "\n".join(lines)
 
 
 def gpus() -> dict[str, dict[str, float]]:

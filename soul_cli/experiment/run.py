@@ -24,7 +24,7 @@ from soul_cli.experiment.epochs import EpochEvaluation
 from soul_cli.experiment.header import describe, method_label
 from soul_cli.experiment.keys import code
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.edit import IU
+from soul_cli.objective.edit import IU, TaskVector
 from soul_cli.objective.methods import Prompting
 from soul_cli.tasks.base import read_retain_rows
 from soul_cli.train import checkpoint
@@ -144,6 +144,8 @@ def _train(context: Context, target: ModelRef, folder: RunFolder, others: dict[s
     between = EpochEvaluation(context, folder, encoder, others, progress) if config.evaluates_epochs else None
     if isinstance(config.method, IU):
         lm, records = unlearning.influence(context, target, data, config.method, progress)
+    elif isinstance(config.method, TaskVector):
+        lm, records = unlearning.against_task_vector(context, target, data, config.method, folder.work, progress)
     else:
         assert config.problem is not None
         lm, records = models.train(

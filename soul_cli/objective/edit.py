@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
+
+from torch import Tensor
 
 from soul_cli.core.types import UserError
+from soul_cli.objective.losses import wide
 
 
 @dataclass
 class Edit:
-    """Base of the edits: weights in closed form, no optimizer."""
+    """Base of the edits."""
 
     name: str
+
+    trains: ClassVar[bool] = False  # whether an optimizer takes part
 
 
 class Solver(Enum):
@@ -23,10 +29,11 @@ class Solver(Enum):
 
 @dataclass
 class IU(Edit):
-    """Influence unlearning: one step along the inverse curvature, no optimizer.  See soul_cli/train/influence.py.
+    """Influence unlearning: one step along the inverse curvature, no optimizer.
 
-    damping counts in means of the curvature's diagonal, scales in steps of the influence function, tolerance in nats.
-    The line search tries first_scale, first_scale * scale_ratio, ... up to last_scale.
+    See soul_cli/train/influence.py.  damping counts in means of the curvature's diagonal, scales in steps of the
+    influence function, tolerance in nats.  The line search tries first_scale, first_scale * scale_ratio, ... up to
+    last_scale.
     """
 
     solver: Solver
@@ -38,6 +45,8 @@ class IU(Edit):
     last_scale: float
     scale_ratio: float
     tolerance: float
+
+    paper: ClassVar[str] = "Izzo et al. 2021, arXiv:2002.10077; SOUL, section 4"
 
     def __post_init__(self) -> None:
         if not 0 < self.damping < float("inf"):
@@ -62,3 +71,26 @@ class IU(Edit):
         """The grid of the line search, rising."""
         steps = math.log(self.last_scale / self.first_scale) / math.log(self.scale_ratio)
         return [self.first_scale * self.scale_ratio**i for i in range(math.floor(steps + 1e-9) + 1)]
+
+
+@dataclass
+class TaskVector(Edit):
+    """Task arithmetic: away from what fine-tuning on the rows to forget would do.
+
+    theta - alpha (theta_forget - theta), where theta_forget is the model after train.* and optim.* of cross-entropy on
+    the rows to forget.  In float32 or wider, where the released code (MUSE) computes in bfloat16.
+    """
+
+    alpha: float
+
+    paper: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089; MUSE, Shi et al. 2024, arXiv:2407.06460"
+    trains: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < float("inf"):
+            raise UserError(f"method.alpha={self.alpha}: must be above 0")
+
+    def edited(self, weights: Tensor, tuned: Tensor) -> Tensor:
+        """Return what becomes of weights, given what fine-tuning makes of them; float32 or wider."""
+        there = wide(weights)
+        return there - self.alpha * (wide(tuned) - there)

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import ClassVar
 
 from soul_cli.core.types import UserError
 from soul_cli.objective.combine import Combine, Sum
-from soul_cli.objective.edit import IU, Edit
-from soul_cli.objective.forget import GA, NPO, PO, Finetune, Objective
+from soul_cli.objective.edit import IU, Edit, TaskVector
+from soul_cli.objective.forget import (
+    CEU,
+    DPO,
+    FLAT,
+    GA,
+    IHL,
+    ME,
+    NPO,
+    PDU,
+    PO,
+    RMU,
+    TNPO,
+    UNDIAL,
+    WGA,
+    AdaptiveRMU,
+    AltPO,
+    Finetune,
+    GradDiff,
+    Objective,
+    SatImp,
+    SimNPO,
+)
 from soul_cli.objective.perturb import Perturb, Unperturbed
 from soul_cli.objective.retain import CE, NoRetain, Retain
 from soul_cli.objective.term import Kinds, Term
@@ -22,9 +46,11 @@ class Original:
 
 @dataclass
 class Prompting:
-    """No training: a system prompt lists the authors not to answer about (SOUL, Table 1)."""
+    """No training: a system prompt lists what not to answer about."""
 
     name: str
+
+    paper: ClassVar[str] = "SOUL, Table 1"
 
 
 Method = Objective | Edit | Prompting | Original
@@ -34,16 +60,33 @@ METHODS: dict[str, type] = {
     "input_based": Prompting,
     "finetune": Finetune,
     "ga": GA,
-    "graddiff": GA,
+    "graddiff": GradDiff,
     "po": PO,
     "npo": NPO,
+    "simnpo": SimNPO,
+    "dpo": DPO,
+    "altpo": AltPO,
+    "wga": WGA,
+    "satimp": SatImp,
+    "tnpo": TNPO,
+    "flat": FLAT,
+    "undial": UNDIAL,
+    "ce_u": CEU,
+    "me": ME,
+    "pdu": PDU,
+    "ihl": IHL,
+    "rmu": RMU,
+    "rmu_adaptive": AdaptiveRMU,
     "iu": IU,
+    "task_vector": TaskVector,
 }
+# what published runs have beside a forget term, where it is not cross-entropy
+USUAL = {"ga": "none", "flat": "none", "undial": "none", "ce_u": "none", "rmu": "states", "rmu_adaptive": "states"}
 
 
 def usual_retain(method: str) -> str:
     """Return the retain term that goes with a method where none is chosen."""
-    return "none" if method == "ga" else "ce"
+    return USUAL.get(method, "ce")
 
 
 @dataclass(frozen=True)
@@ -71,9 +114,9 @@ class Problem:
         pairs: dict[Kinds, Term | None] = {Kinds.forget: self.forget, Kinds.retain: self.retain}
         return {kind: term for kind, term in pairs.items() if term is not None}
 
-    def answers_with(self, name: str) -> bool:
-        """Return whether the forget term needs answers of this name."""
-        return self.forget is not None and name in self.forget.needs.answers
+    def answers_with(self, name: str) -> Kinds:
+        """Return the kinds of rows whose term needs answers of this name."""
+        return reduce(or_, (kind for kind, term in self.terms.items() if name in term.needs.answers), Kinds(0))
 
     @property
     def steps(self) -> list[Kinds]:

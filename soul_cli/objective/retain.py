@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from soul_cli.core.types import UserError
+from soul_cli.objective.losses import distance, preference
 from soul_cli.objective.term import Answers, Counts, Logits, Needs, Reference, Term
 
 
@@ -24,14 +24,17 @@ class Retain(Term):
 
     weight: float
 
+    group: ClassVar[str] = "retain"
+
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise UserError(f"retain.weight={self.weight}: must be 0 or more")
+        self.check("weight", zero=True)
 
 
 @dataclass
 class CE(Retain):
-    """Cross-entropy of the answers (SOUL, section 3)."""
+    """Cross-entropy of the answers to keep."""
+
+    paper: ClassVar[str] = "SOUL, section 3"
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         return -step.mean(answers)
@@ -41,10 +44,11 @@ class CE(Retain):
 class KL(Retain):
     """KL(p' ‖ p) of the next token's distribution, p' before unlearning, p now; mean over the answer tokens.
 
-    TOFU (arXiv:2401.06121, section 3.2) takes the mean over all positions, its code prompt and padding included; here
-    answer tokens count alone, as in every other term.
+    Section 3.2 takes the mean over all positions, its code prompt and padding included; here answer tokens count
+    alone, as in every other term.
     """
 
+    paper: ClassVar[str] = "Maini et al. 2024, arXiv:2401.06121"
     needs: ClassVar[Needs] = Needs(reference=Reference.logits)
 
     def token(self, at: Logits) -> Tensor:
@@ -56,4 +60,49 @@ class KL(Retain):
         return step.mean(answers)
 
 
-RETAINS: dict[str, type] = {"none": NoRetain, "ce": CE, "kl": KL}
+@dataclass
+class States(Retain):
+    """Hidden states behind a block as they were before unlearning (RMU's retain term).
+
+    Mean over the width of the squared difference, mean over the answer tokens.  Deviations as in RMU: states where
+    answer tokens are predicted, and the mean over the width of the released codes.
+    """
+
+    layer: int
+
+    paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs(layer=self.layer, head=False, reference=Reference.states)
+
+    def loss(self, answers: Answers, step: Counts) -> Tensor:
+        assert answers.states is not None
+        assert answers.reference_states is not None
+        return step.mean(answers, distance(answers.states, answers.reference_states))
+
+
+@dataclass
+class AP(Retain):
+    """Answer preservation: the answer before a refusal, without a reference.
+
+    -(1/beta) log sigmoid(beta (log p(answer) - log p(refusal))), mean over the questions.  Made for methods that teach
+    refusals (method=po, IDK+AP).  Each question's refusal is drawn once a run; the authors' code draws anew each time.
+    """
+
+    beta: float
+
+    paper: ClassVar[str] = "Yuan et al. 2024, arXiv:2410.08109"
+    needs: ClassVar[Needs] = Needs(answers=("answer", "refusal"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("beta")
+
+    def loss(self, answers: Answers, step: Counts) -> Tensor:
+        sums = answers.sums()
+        margin = sums[answers.named("answer")] - sums[answers.named("refusal")]
+        return preference(margin, beta=self.beta).sum() / 2 / step.rows
+
+
+RETAINS: dict[str, type] = {"none": NoRetain, "ce": CE, "kl": KL, "states": States, "ap": AP}

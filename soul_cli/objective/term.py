@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from enum import Enum, Flag
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from soul_cli.core.types import UserError
 from soul_cli.objective.losses import sum_by, token_logps
 
 
@@ -30,21 +32,24 @@ class Reference(Enum):
     """What a term needs of the model before unlearning.
 
     values: what its own `token` makes of that model, 4 bytes a token.  logits: those of that model, from its last
-    hidden states (T, D) and a copy of its head.  Both are computed once and kept on disk; no second model is held.
+    hidden states (T, D) and a copy of its head.  states: its hidden states (T, D) behind `layer`.  norm: the mean of
+    their norms.  All are computed once and kept on disk; no second model is held.
     """
 
     none = "none"
     values = "values"
     logits = "logits"
+    states = "states"
+    norm = "norm"
 
 
 @dataclass(frozen=True)
 class Needs:
     """What the loop lays before a term."""
 
-    answers: tuple[str, ...] = ("answer",)  # to each question: answer, refusal
+    answers: tuple[str, ...] = ("answer",)  # to each question: answer, refusal, alternative
     reference: Reference = Reference.none
-    layer: int | None = None  # hidden states behind this block (0: the first), now and before unlearning
+    layer: int | None = None  # hidden states behind this block (0: the first)
     head: bool = True  # False: the forward ends behind `layer`, and there are no values
 
 
@@ -67,6 +72,7 @@ class Answers:
     reference: Tensor | None = None  # (T,) or (T, k): `values` before unlearning
     states: Tensor | None = None  # (T, D) hidden states where each token is predicted
     reference_states: Tensor | None = None  # (T, D) the same before unlearning
+    reference_norm: float | None = None  # the mean of their norms over all rows of this kind
 
     def sums(self, values: Tensor | None = None) -> Tensor:
         """Return the sum over the tokens of each answer, (B,).  values: (T,); None: the term's own."""
@@ -76,6 +82,13 @@ class Answers:
         """Return the sums before unlearning, (B,)."""
         assert self.reference is not None, "this term has not asked for the reference's values"
         return self.sums(self.reference.double()).to(self.values.dtype)  # in double precision: constants cost nothing
+
+    @property
+    def position(self) -> Tensor:
+        """The place of each token in its answer, (T,), from 0."""
+        return (
+            torch.arange(len(self.owner), device=self.owner.device) - (self.tokens.cumsum(0) - self.tokens)[self.owner]
+        )
 
     def named(self, name: str) -> Tensor:
         """Return which answers have the name, (B,) bool."""
@@ -106,10 +119,13 @@ class Counts:
 
     def mean(self, answers: Answers, values: Tensor | None = None) -> Tensor:
         """Return this micro-batch's share of the mean of values (T,) over the step; None: of the term's own."""
-        sums = answers.sums(values)
-        if self.normalise is Normalise.token:
-            return sums.sum() / self.tokens
-        return (sums / answers.tokens).sum() / self.rows
+        if self.normalise is Normalise.row:
+            return self.mean_by_row(answers, values)
+        return answers.sums(values).sum() / self.tokens
+
+    def mean_by_row(self, answers: Answers, values: Tensor | None = None) -> Tensor:
+        """Return this micro-batch's share of the mean over the rows of each row's mean, with one answer a row."""
+        return (answers.sums(values) / answers.tokens).sum() / self.rows
 
 
 @dataclass
@@ -119,6 +135,15 @@ class Term:
     name: str
 
     needs: ClassVar[Needs] = Needs()
+    group: ClassVar[str]  # of the configuration
+    paper: ClassVar[str] = ""  # where it is published
+
+    def check(self, *keys: str, zero: bool = False) -> None:
+        """Raise UserError where a number of the configuration is not above 0.  zero: it may be 0."""
+        for key in keys:
+            value = getattr(self, key)
+            if not (0 <= value < float("inf") and (zero or value)):
+                raise UserError(f"{self.group}.{key}={value}: must be {'0 or more' if zero else 'above 0'}")
 
     def token(self, at: Logits) -> Tensor:
         """Return what is kept of the logits at each token, (t,) or (t, k): log p(target) where nothing else is said."""

@@ -11,7 +11,7 @@ import copy
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import torch
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from soul_cli.core.types import Batch, Prompted
+from soul_cli.core.types import Prompted
 from soul_cli.data.batches import collate
 from soul_cli.models.adapters import LoRA
-from soul_cli.models.answer_model import AnswerModel, Look, logps_of
+from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.models.load import autocast, checkpoint_activations, untrained
 from soul_cli.objective.methods import Problem
-from soul_cli.objective.term import Kinds, Reference, Term
+from soul_cli.objective.term import Kinds, Reference
 from soul_cli.optim.build import Optim
 from soul_cli.optim.curvature import drawn_logps
-from soul_cli.train.gradient import look_of
+from soul_cli.train.gradient import Part, looks_of
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
 WIDE = 4  # bytes of a float32
@@ -88,20 +88,27 @@ class Work:
     linear: float  # bytes of the linear layers but the head
     block: float  # bytes of the weights of one block
     blocks: int
+    passes: int  # forwards with their backwards: rows that take the same way through the model go together
     most: float  # at any time
     last: float  # while the first block's gradients, the last ones, come in
     estimate_most: float  # the same of the curvature estimate, whose backward keeps the graph
     estimate_last: float
 
-    def deeper(self, other: Work, layers: int) -> Work:
-        """self: of two blocks, other: of three -> of so many."""
+    def deeper(self, other: Work, layers: int, depth: int) -> Work:
+        """self: of two blocks, other: of three -> of so many, `depth` of which a forward goes through."""
 
         def grown(name: str) -> Any:
             a, b = getattr(self, name), getattr(other, name)
-            return a + (layers - 2) * (b - a)
+            return a + ((depth if name == "most" else layers) - 2) * (b - a)
 
         names = ("parameters", "trained", "weights", "gradients", "linear", "most", "estimate_most", "estimate_last")
         return replace(other, blocks=layers, **{name: grown(name) for name in names})
+
+    def beside(self, other: Work) -> Work:
+        """Of two forwards with their backwards, one after the other."""
+        names = ("head", "most", "last", "estimate_most", "estimate_last")
+        larger = {name: max(getattr(self, name), getattr(other, name)) for name in names}
+        return replace(self, passes=self.passes + other.passes, **larger)
 
     def scaled(self, factor: float) -> Work:
         """Of a micro-batch of so many times the tokens, roughly."""
@@ -121,13 +128,31 @@ class Setting:
     rows: tuple[tuple[int, int], ...]  # tokens of prompt and answer, of each row
     forget: int  # how many of the rows are forget rows; they come first
     problem: Problem = field(compare=False)
-    terms: str  # the problem's terms in words: what two settings have to agree in
+    terms: str = field(init=False)  # the problem's terms in words: what two settings have to agree in
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", repr(list(self.problem.terms.values())))
+
+    def of(self, needs: tuple[int | None, bool]) -> Setting:
+        """Return the setting of those rows alone whose terms need this layer and head."""
+        terms = {kind: t for kind, t in self.problem.terms.items() if (t.needs.layer, t.needs.head) == needs}
+        parts = {Kinds.forget: self.rows[: self.forget], Kinds.retain: self.rows[self.forget :]}
+        rows = [row for kind in terms for row in parts[kind]]
+        own = replace(self.problem, forget=terms.get(Kinds.forget), retain=terms.get(Kinds.retain))  # type: ignore[arg-type]
+        return replace(self, rows=tuple(rows), forget=self.forget if Kinds.forget in terms else 0, problem=own)
 
 
 def work(config: Any, setting: Setting) -> Work:
     """Of a model of the transformers configuration `config`."""
+    every = dict.fromkeys((term.needs.layer, term.needs.head) for term in setting.problem.terms.values())
+    works = [_one_way(config, own, *needs) for needs in every if (own := setting.of(needs)).rows]
+    return reduce(Work.beside, works)
+
+
+def _one_way(config: Any, setting: Setting, layer: int | None, head: bool) -> Work:
     layers = config.num_hidden_layers
-    return _traced(_Key(config, 2), setting).deeper(_traced(_Key(config, 3), setting), layers)
+    two, three = (_traced(_Key(config, n), setting) for n in (2, 3))
+    return two.deeper(three, layers, layers if head or layer is None else layer + 1)
 
 
 @dataclass(frozen=True)
@@ -202,7 +227,18 @@ def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
     count, largest = sum(p.numel() for p in trained), max(p.numel() for p in trained)
     compares = any(term.needs.reference is Reference.logits for term in setting.problem.terms.values())
     own = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]
-    return parameters, count, _bytes(own) if compares else 0.0, weights, _bytes(trained), largest, linear, block, layers
+    return (
+        parameters,
+        count,
+        _bytes(own) if compares else 0.0,
+        weights,
+        _bytes(trained),
+        largest,
+        linear,
+        block,
+        layers,
+        1,
+    )
 
 
 def _bytes(tensors: Sequence[Tensor]) -> float:
@@ -229,34 +265,32 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
             live.watch(p)
         base = float(live.now)
         tokens = torch.arange(len(batch.targets))
-        looks = _looks(setting, batch, model.lm.config.hidden_size)
+        needs = next(iter(setting.problem.terms.values())).needs  # layer and head are those of all
+        looks = looks_of(_parts(setting, model.lm.config.hidden_size), batch) if needs.head else []
         labels = [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
         with autocast(torch.device("cpu"), setting.precision):
-            found = model(batch, [*looks, *labels]).looks
+            layer = None if needs.layer is None else layers - 1
+            found, states = model(batch, [*looks, *labels], layer, head=needs.head or setting.estimate)
         estimate = (base, base)
         if labels:
             found.pop().sum().backward(retain_graph=True)
             estimate, peaks[:] = _peaks(peaks, layers), []
-        loss = torch.stack([values.sum() for values in found]).sum()
-        del found
+        loss = torch.stack([t.sum() for t in (*found, states) if t is not None]).sum()
+        del found, states
         loss.backward()
     return tuple(peak - base for peak in (*_peaks(peaks, layers), *estimate))
 
 
-def _looks(setting: Setting, batch: Batch, width: int) -> list[Look]:
-    """Return the looks of the loop (train/gradient.py): one for all tokens, or one for each kind of rows."""
-    terms = setting.problem.terms
-    if all(type(term).token is Term.token for term in terms.values()):
-        return [logps_of(batch)]
-    first = sum(a for _, a in setting.rows[: setting.forget])
-    spans = {Kinds.forget: (0, first), Kinds.retain: (first, len(batch.targets))}
-    looks = []
-    for kind, term in terms.items():
-        at = torch.arange(*spans[kind])
-        compares = term.needs.reference is Reference.logits
-        before = torch.zeros(len(at), width, dtype=getattr(torch, setting.dtype)) if compares else None
-        looks.append(look_of(term, batch.targets[at], at, before))
-    return looks
+def _parts(setting: Setting, width: int) -> list[Part]:
+    """Return what the terms see of the batch, as in the loop."""
+    sizes = {kind: 0 for kind in setting.problem.terms}
+    for i, (_, answer) in enumerate(setting.rows):
+        sizes[Kinds.forget if i < setting.forget else Kinds.retain] += answer
+    dtype = getattr(torch, setting.dtype)
+    return [
+        Part(term, sizes[kind], partial(torch.zeros, sizes[kind], width, dtype=dtype))
+        for kind, term in setting.problem.terms.items()
+    ]
 
 
 def _peaks(peaks: list[float], layers: int) -> tuple[float, float]:
@@ -316,7 +350,9 @@ def footprint(
     through = max(one.most, one.last + gradients)
     if second and parts == 1:
         through = max(through, one.estimate_most, one.estimate_last + gradients)
-    if accumulates:  # the step's gradients so far; new ones come one at a time, the estimate's are kept together
+    if (
+        accumulates or one.passes > 1
+    ):  # the step's gradients so far; new ones come one at a time, the estimate's are kept together
         through = max(one.most, one.last, *((one.estimate_most,) if second else ())) + gradients
         through = max(through, one.estimate_last + 2 * gradients) if second and parts == 1 else through
     update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts

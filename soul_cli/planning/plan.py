@@ -116,7 +116,7 @@ def setting_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[in
     """Return what a stage's forward and backward depend on.  adapters: r and alpha."""
     return Setting(
         dtype, stage.train.precision, checkpointing, adapters, stage.optim.curvature is not None, stage.rows,
-        stage.forget, stage.problem, repr(list(stage.problem.terms.values())),
+        stage.forget, stage.problem,
     )  # fmt: skip
 
 

@@ -14,15 +14,18 @@ from soul_cli.data.batches import plan_epoch, shares
 from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.models.load import lm_config
+from soul_cli.objective.edit import TaskVector
+from soul_cli.objective.forget import AltPO
 from soul_cli.objective.methods import Problem, finetuning, graddiff
-from soul_cli.objective.term import Kinds
+from soul_cli.objective.term import Kinds, Term
 from soul_cli.optim.build import Optim
 from soul_cli.tasks.base import TaskData
 from soul_cli.train.config import TrainConfig
 
 TEMPLATE = 8  # tokens of a prompt template, roughly
 
-Sizes = tuple[tuple[int, int], ...]  # tokens of prompt and answer, by row
+Sizes = tuple[tuple[int, int], ...]  # tokens of prompt and answer, by answer
+Answered = tuple[Sizes, ...]  # rows with all their answers
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Stage:
     steps: int
     tokens: int
     padded: int  # tokens with what fills rows up to the longest of their micro-batch
-    rows: Sizes  # one process's share of the largest micro-batch
-    forget: int  # how many of them are forget rows; they come first
+    rows: Sizes  # all answers of one process's share of the largest micro-batch
+    forget: int  # how many of them are of forget rows; they come first
 
 
 def padded(rows: Sequence[tuple[int, int]]) -> int:
@@ -80,39 +83,55 @@ def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> lis
         learned["retain-trained"] = data.retain
     for name, items in learned.items():
         learns = rows(items) + known
-        out.append(stage_of(name, finetuning(), recipe.optim, recipe.train, (), learns, config.target_seed, gpus))
+        out.append(
+            stage_of(name, finetuning(), recipe.optim, recipe.train, (), alone(learns), config.target_seed, gpus)
+        )
     if len(out) == 2:  # much the same; so they can share a trace
         out[1] = replace(out[1], rows=out[0].rows)
     problem = config.problem
     if problem is not None:
-        forget = _forgotten(problem, data, rows)
-        retain = rows(data.retain) if problem.retain else ()
+        forget, retain = (_answered(term, data, items, rows) for term, items in
+                          ((problem.forget, data.forget), (problem.retain, data.retain)))  # fmt: skip
         out.append(stage_of("unlearning", problem, config.optim, config.train, forget, retain, config.seed, gpus))
+    elif isinstance(config.method, TaskVector):
+        rows_of, solved = alone(rows(data.forget)), finetuning()
+        out.append(stage_of("unlearning", solved, config.optim, config.train, (), rows_of, config.seed, gpus))
     elif config.changes_weights:  # an edit passes over the rows as gradient difference does
         solved = graddiff()
-        forget, retain = rows(data.forget), rows(data.retain)
+        forget, retain = alone(rows(data.forget)), alone(rows(data.retain))
         out.append(stage_of("unlearning", solved, config.optim, config.train, forget, retain, config.seed, gpus))
     return out
 
 
-def _forgotten(problem: Problem, data: TaskData, rows: Callable[[Sequence[QA]], Sizes]) -> Sizes:
-    """Return the rows to forget, a row with all its answers; refusals are dealt out in turn."""
-    if problem.forget is None:
+def alone(rows: Sizes) -> Answered:
+    """Return rows of one answer each."""
+    return tuple((row,) for row in rows)
+
+
+def _answered(term: Term | None, data: TaskData, items: list[QA], rows: Callable[[Sequence[QA]], Sizes]) -> Answered:
+    """Return the rows of one kind; refusals are dealt out in turn, alternatives taken to be as long as the answer."""
+    if term is None:
         return ()
-    refusals = [data.refusals[i % len(data.refusals)] if data.refusals else "" for i in range(len(data.forget))]
-    asked = {
-        "answer": data.forget,
-        "refusal": [QA(qa.question, answer) for qa, answer in zip(data.forget, refusals, strict=True)],
-    }
-    named = [rows(asked[name]) for name in problem.forget.needs.answers]
-    return tuple((sum(p for p, _ in row), sum(a for _, a in row)) for row in zip(*named, strict=True))
+    if isinstance(term, AltPO):
+        items = [qa for qa in items for _ in range(term.alternatives)]
+    refusals = [data.refusals[i % len(data.refusals)] if data.refusals else "" for i in range(len(items))]
+    refused = [QA(qa.question, refusal) for qa, refusal in zip(items, refusals, strict=True)]
+    asked = {"answer": items, "alternative": items, "refusal": refused}
+    return tuple(zip(*(rows(asked[name]) for name in term.needs.answers), strict=True))
 
 
 def stage_of(
-    name: str, problem: Problem, optim: Optim, train: TrainConfig, forget: Sizes, retain: Sizes, seed: int, gpus: int
+    name: str,
+    problem: Problem,
+    optim: Optim,
+    train: TrainConfig,
+    forget: Answered,
+    retain: Answered,
+    seed: int,
+    gpus: int,
 ) -> Stage:
     """Go through the order of the run without its tokens.  gpus: as many processes share each micro-batch."""
-    lengths = [[p + a for p, a in rows] for rows in (forget, retain)]
+    lengths = [[sum(p + a for p, a in row) for row in rows] for rows in (forget, retain)]
     steps, tokens, full = 0, 0, 0
     largest: tuple[Sizes, int] = (), 0
     order = partial(plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed)
@@ -121,8 +140,10 @@ def stage_of(
         for kinds in problem.steps:
             for share in shares(step, 0, 1, forget=Kinds.forget in kinds, retain=Kinds.retain in kinds):
                 rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
-                tokens, full = tokens + sum(p + a for p, a in rows), full + padded(rows)
-                own = tuple(rows[::gpus]), len(share.forget[::gpus])
+                every = [answer for row in rows for answer in row]
+                tokens, full = tokens + sum(p + a for p, a in every), full + padded(every)
+                first, own_rows = len(share.forget[::gpus]), rows[::gpus]
+                own = tuple(a for row in own_rows for a in row), sum(len(row) for row in own_rows[:first])
                 largest = max(largest, own, key=lambda rows: padded(rows[0]))
     return Stage(name, problem, optim, train, steps, tokens, full, *largest)
 

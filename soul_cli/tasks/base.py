@@ -131,14 +131,16 @@ def check_lengths(parts: dict[str, list[Measured]], most: int) -> None:
         raise UserError(f"texts that model.max_length={most} does not hold (prompt, answer, end): {'; '.join(found)}")
 
 
-def measure_training(encoder: Encoder, data: TaskData, rows: list[QA], *, refuses: bool) -> dict[str, list[Measured]]:
+def measure_training(
+    encoder: Encoder, data: TaskData, rows: list[QA], *, refused: list[QA]
+) -> dict[str, list[Measured]]:
     """Return what training gives a model to read.
 
-    refuses: forget questions are answered with refusals; measured is each with the longest of the questions.
+    refused: questions that are answered with refusals; measured is each refusal with the longest of them.
     """
     parts = {"training rows": measured(encoder, rows)}
-    if refuses:
-        longest = max(data.forget, key=lambda qa: len(encoder.prompt(qa.question))).question
+    if refused:
+        longest = max(refused, key=lambda qa: len(encoder.prompt(qa.question))).question
         sizes = encoder.pair_lengths([QA(longest, refusal) for refusal in data.refusals])
         parts["refusals"] = list(zip(data.refusals, sizes, strict=True))
     return parts

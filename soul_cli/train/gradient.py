@@ -7,7 +7,7 @@ gradient.  Whole models add theirs up once a call, sharded ones (FSDP2) in each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from soul_cli.core import cost
 from soul_cli.core.distributed import rank, total_gradients, total_numbers, world
-from soul_cli.core.types import Batch, Prompted
+from soul_cli.core.types import Batch, Inputs, Prompted
 from soul_cli.data.batches import Share, Step, collate, shares
 from soul_cli.data.rows import Rows
 from soul_cli.models.answer_model import AnswerModel, Found, Look, logps_of
@@ -151,15 +151,18 @@ class StepGradient:
         return losses
 
     def _backward(self, taken: list[Segment], layer: int | None, head: bool, *, weight: float) -> dict[Kinds, float]:
-        """One forward of the segments' rows and its backward.  weight: of the retain term."""
+        """One forward of the segments' rows and its backward.  weight: of the retain term.
+
+        Where the curvature still wants labels of these rows, the forward goes on to the head for them.
+        """
         setup = self.setup
         segments = [s for s in taken if s.indices]
         if not (segments or setup.sharded):
             return {}
         own = [p for s in segments for p in s.prompted]
         batch = collate(own or [NOTHING]).to(setup.device)
-        looks = self._looks(batch, segments) if head else []
-        draws = self.curvature is not None and head and any(s.kind in self.wanted & ~self.drawn for s in taken)
+        looks = looks_of([self._part(batch, s) for s in segments], batch) if head else []
+        draws = self.curvature is not None and any(s.kind in self.wanted & ~self.drawn for s in taken)
         found = self._predict(batch, looks, layer, head, self._labels(batch, segments) if draws else None)
         losses = {s.kind: s.term.loss(a, self.counts[s.kind]) for s, a in self._answers(batch, found, segments, looks)}
         parts = [weight * loss if kind is Kinds.retain else loss for kind, loss in losses.items()]
@@ -169,26 +172,16 @@ class StepGradient:
         cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
         return {kind: float(part.detach()) for kind, part in losses.items()}
 
-    def _looks(self, batch: Batch, segments: list[Segment]) -> list[Look]:
-        """Return one look for all answers where every term takes log-probabilities, else one a segment."""
-        if all(type(s.term).token is Term.token for s in segments):
-            return [logps_of(batch)]
-        looks, start = [], 0
-        for s in segments:
-            end = start + s.size
-            at = torch.arange(start, end, device=batch.where.device)
-            compares = s.term.needs.reference is Reference.logits
-            before = s.before(s.rows.states, batch.targets) if compares else None
-            looks.append(look_of(s.term, batch.targets[at], at, before))
-            start = end
-        return looks
+    @staticmethod
+    def _part(batch: Batch, s: Segment) -> Part:
+        return Part(s.term, s.size, lambda: s.before(s.rows.states, batch.targets))
 
     def _predict(self, batch: Batch, looks: list[Look], layer: int | None, head: bool, labels: Look | None) -> Found:
-        """Answer the looks, and give the curvature its labels on the way."""
+        """Answer the looks, and give the curvature its labels on the way, which takes the head in any case."""
         if labels is None:
             return self._forward(batch, looks, layer, head)
         assert self.curvature is not None
-        found = self._forward(batch, [*looks, labels], layer, head)
+        found = self._forward(batch, [*looks, labels], layer, head=True)
         self.curvature.add(found.looks[-1])
         if self.setup.sharded:  # the estimate's backward has used that forward up
             return self._forward(batch, looks, layer, head)
@@ -224,21 +217,43 @@ class StepGradient:
                 values=values, owner=batch.owner[start:end] - first, tokens=tokens[first:last], which=names,
                 reference=s.before(s.rows.values, values) if uses.reference is Reference.values else None,
                 states=found.states[start:end] if found.states is not None else None,
-                reference_states=s.before(s.rows.states, batch.where) if uses.layer is not None else None,
+                reference_states=s.before(s.rows.states, batch.where) if uses.reference is Reference.states else None,
+                reference_norm=s.rows.norm if uses.reference is Reference.norm else None,
             )))  # fmt: skip
             first, start = last, end
         return out
 
 
-def look_of(term: Term, targets: Tensor, at: Tensor, before: Tensor | None) -> Look:
-    """Return the look that computes a term's values at some tokens.
+@dataclass(frozen=True)
+class Part:
+    """Answer tokens, one after the other in a batch, that one term sees."""
 
-    before: (K, D) their last hidden states before unlearning, where the term compares logits.
+    term: Term
+    size: int
+    states: Callable[[], Tensor]  # their last hidden states before unlearning, (size, D)
+
+
+def looks_of(parts: Sequence[Part], batch: Inputs) -> list[Look]:
+    """Return the looks that compute what the terms make of a batch's logits.  parts: of all its answer tokens.
+
+    One for all tokens where every term takes log-probabilities, else one a part.
     """
-    if before is None:
-        return Look(lambda policy, targets: term.token(Logits(policy, targets)), (targets,), at)
+    if all(type(part.term).token is Term.token for part in parts):
+        return [logps_of(batch)]
+    looks, start = [], 0
+    for part in parts:
+        at = torch.arange(start, start + part.size, device=batch.targets.device)
+        before = part.states() if part.term.needs.reference is Reference.logits else None
+        looks.append(Look(_token_of(part.term), (batch.targets[at],), at, before))
+        start += part.size
+    return looks
 
-    def compared(policy: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
-        return term.token(Logits(policy, targets, reference))
 
-    return Look(compared, (targets,), at, before)
+def _token_of(term: Term) -> Callable[..., Tensor]:
+    """Return a term's `token` as a function of logits, those of the kept head second where it has them, and targets."""
+
+    def token(policy: Tensor, *others: Tensor) -> Tensor:
+        *reference, targets = others
+        return term.token(Logits(policy, targets, *reference))
+
+    return token
