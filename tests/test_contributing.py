@@ -15,7 +15,7 @@ from test_layers import FLOORS
 from test_methods import BY_TOKEN, two_answers
 
 from soul_cli.experiment.config import _typed
-from soul_cli.objective import forget
+from soul_cli.objective.forget import likelihood
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -27,14 +27,14 @@ def blocks(kind: str) -> list[str]:
 
 def test_the_example_passes_its_own_test():
     term, check = blocks("python")
-    names: dict[str, Any] = {**vars(forget), "torch": torch, "dataclass": dataclass, "math": math, "pytest": pytest}
+    names: dict[str, Any] = {**vars(likelihood), "torch": torch, "dataclass": dataclass, "math": math, "pytest": pytest}
     names |= {"BY_TOKEN": BY_TOKEN, "two_answers": two_answers}
     exec(term, names)
     exec(check, names)
-    names["test_simnpo"]()
+    names["test_unlikelihood"]()
     (values,) = blocks("yaml")
-    made = _typed("method", OmegaConf.create(values), names["SimNPO"])
-    assert (made.name, made.beta) == ("simnpo", 2.5)
+    made = _typed("method", OmegaConf.create(values), names["Unlikelihood"])
+    assert (made.name, made.least) == ("unlikelihood", 1e-5)
 
 
 def test_the_house_is_the_one_that_the_layers_are_tested_by():

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from term_rows import rows_for
+from test_terms import FORGET as FORGET_TERMS
+from test_terms import RETAIN as RETAIN_TERMS
 from test_train import ADAMW, ASCENT, CPU, FORGET, RETAIN, SUM, answered, config, gpt2, rows, solving
 from torch import Tensor
 
@@ -18,16 +21,17 @@ from soul_cli.data.rows import Rows
 from soul_cli.experiment.checks import check_layers
 from soul_cli.models import answer_model
 from soul_cli.objective.combine import Gradient
-from soul_cli.objective.forget import Objective
+from soul_cli.objective.forget import GA, Objective
 from soul_cli.objective.methods import Problem, problem
 from soul_cli.objective.perturb import Unperturbed
-from soul_cli.objective.retain import CE, KL
-from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Needs, Reference
+from soul_cli.objective.retain import CE, KL, Retain
+from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Needs, Reference, Term
 from soul_cli.optim.curvature import GaussNewtonBartlett
 from soul_cli.train.gradient import StepGradient
 from soul_cli.train.loop import TrainData, Trainer
 
 EXACT = {"rtol": 0, "atol": 1e-12}
+TERMS: dict[str, Term] = {**FORGET_TERMS, **RETAIN_TERMS}
 
 
 @dataclass
@@ -180,6 +184,51 @@ def test_a_step_holds_few_logits(monkeypatch: pytest.MonkeyPatch):
     solved = solving(ASCENT.forget, retain=Watched("kl", 1.0))  # type: ignore[arg-type]
     step(lm, solved, answered(FORGET), Rows({"answer": RETAIN[:6]}, states={"answer": kept}))
     assert max(seen) <= 4
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_no_term_sees_how_rows_are_batched(monkeypatch: pytest.MonkeyPatch, name: str):
+    """One micro-batch, or six with other padding and a token at a time."""
+    term, found = TERMS[name], []
+    method, retain = (term, CE("ce", 0.3)) if isinstance(term, Objective) else (GA("ga"), term)
+    assert isinstance(retain, Retain)
+    solved = solving(method, retain=retain)
+    data = (rows_for(solved.terms[kind], some, 32) for kind, some in ((Kinds.forget, FORGET), (Kinds.retain, RETAIN)))
+    forget, kept = data
+    for size, standing in ((6, 1 << 25), (1, 48)):
+        monkeypatch.setattr(answer_model, "STANDING", standing)
+        lm = moved(gpt2())
+        settings = config(epochs=1, batch_size=size, accumulation=6)
+        trainer = Trainer(lm, TrainData(lambda epoch: forget, kept), solved, ADAMW, settings, 3, CPU)
+        rows = {Kinds.forget: forget, Kinds.retain: kept}
+        found.append(StepGradient(trainer.setup, trainer.plans[0][0], rows, 0, Kinds.both, None)(Kinds.both))
+    assert found[0].losses == pytest.approx(found[1].losses)
+    for a, b in zip(found[0].parts, found[1].parts, strict=True):
+        assert (a is None) is (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, **EXACT)
+
+
+def test_terms_without_a_head_give_the_curvature_the_labels_of_others():
+    """The estimate is of what the model predicts on these rows, whatever is minimised on them."""
+    estimates = []
+    for method, retain in ((TERMS["rmu"], TERMS["states"]), (GA("ga"), CE("ce", 1.0))):
+        solved = solving(method, retain=retain)  # type: ignore[arg-type]
+        data = {Kinds.forget: rows_for(method, FORGET, 32), Kinds.retain: rows_for(retain, RETAIN, 32)}
+        trainer = Trainer(gpt2(), TrainData(lambda e, d=data: d[Kinds.forget], data[Kinds.retain]), solved, ADAMW,
+                          config(accumulation=2), 3, CPU)  # fmt: skip
+        curvature = GaussNewtonBartlett(trainer.params)
+        ran: list[int] = []
+        trainer.model.lm.transformer.h[1].register_forward_pre_hook(lambda *a, ran=ran: ran.append(1))
+        gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, curvature)
+        gradient(Kinds.both)
+        drawn = len(ran)
+        gradient(Kinds.both)
+        assert (len(ran) == drawn) is not method.needs.head  # drawn labels took the whole model, this did not
+        estimates.append(list(curvature.estimates().values()))
+    for a, b in zip(*estimates, strict=True):
+        assert a.any()
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
 
 
 def test_labels_are_drawn_once_however_the_gradient_is_taken(monkeypatch: pytest.MonkeyPatch):

@@ -42,7 +42,7 @@ class CE(Retain):
 
 @dataclass
 class KL(Retain):
-    """KL(p' ‖ p) of the next token's distribution, p' before unlearning, p now; mean over the answer tokens.
+    """The next token's distribution as before unlearning: KL(p' ‖ p), p' before, mean over the answer tokens.
 
     Section 3.2 takes the mean over all positions, its code prompt and padding included; here answer tokens count
     alone, as in every other term.

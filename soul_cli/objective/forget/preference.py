@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -70,9 +71,8 @@ class AltPO(DPO):
 
     def asked(self, question: str, answer: str) -> str:
         """Return what the model is asked for an alternative."""
-        if self.instruction is None:
-            return question
-        return self.instruction.replace("{question}", question).replace("{answer}", answer)
+        of = {"{question}": question, "{answer}": answer}
+        return re.sub("|".join(of), lambda found: of[found[0]], self.instruction or "{question}")
 
 
 class Divergence(Enum):
