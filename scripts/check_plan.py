@@ -16,12 +16,13 @@ import torch
 from accelerate import Accelerator
 
 from soul_cli.core.types import Prompted
-from soul_cli.data.rows import Rows
+from soul_cli.data.rows import NO_ROWS, Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import Architecture, untrained
+from soul_cli.objective.term import Term
 from soul_cli.planning.memory import Footprint, LiveBytes, footprint, work
 from soul_cli.planning.plan import setting_of
-from soul_cli.planning.stages import Sizes, alone, stage_of
+from soul_cli.planning.stages import Answered, stage_of
 from soul_cli.train.loop import TrainData, Trainer
 
 TOLERANCE = 0.15
@@ -53,12 +54,11 @@ def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90)
     """Bytes at the peak, measured and planned, of unlearning `count` rows."""
     vocab, work_dir = lm_config.vocab_size, Path(tempfile.mkdtemp())
     forget, retain = (rows(n, seed, vocab, longest=longest) for n, seed in ((count, 1), (2 * count, 2)))
-    values = [torch.full((len(r.answers[0]),), -1.0) for r in forget]
-    states = [torch.ones(len(r.answers[0]), lm_config.hidden_size) for r in retain]
-    to_forget = Rows({"answer": forget}, values={"answer": values})
-    to_keep = Rows({"answer": retain}, states={"answer": states})
-    data, problem = TrainData(lambda epoch: to_forget, to_keep), config.problem
+    problem = config.problem
     assert problem is not None
+    to_forget = needed(problem.forget, forget, lm_config.hidden_size)
+    to_keep = needed(problem.retain, retain, lm_config.hidden_size)
+    data = TrainData(lambda epoch: to_forget, to_keep)
     train, checkpointing = config.train, config.activation_checkpointing
     with LiveBytes() as live:
         lm = untrained(lm_config, config.model.dtype)
@@ -76,16 +76,28 @@ def compare(config: RunConfig, lm_config: Any, count: int, *, longest: int = 90)
             Accelerator(cpu=True),
             activation_checkpointing=checkpointing,
         ).train(work_dir, lambda *a: None)
-    sizes = [tuple((len(r.prompt), len(r.answers[0])) for r in some) for some in (forget, retain)]
+    sizes = [
+        tuple(tuple((len(r.prompt), len(r.answers[0])) for r in of.row(i)) for i in range(len(of)))
+        for of in (to_forget, to_keep)
+    ]
     return live.most, plan_of(config, lm_config, *sizes).peak
 
 
-def plan_of(config: RunConfig, lm_config: Any, forget: Sizes, retain: Sizes) -> Footprint:
+def needed(term: Term | None, some: list[Prompted], width: int) -> Rows:
+    """Return rows with all that a term may need: the same answers under each name."""
+    if term is None:
+        return NO_ROWS
+    names = term.needs.answers
+    values = [torch.full((len(r.answers[0]),), -1.0) for r in some]
+    states = [torch.ones(len(r.answers[0]), width) for r in some]
+    return Rows(dict.fromkeys(names, some), dict.fromkeys(names, values), dict.fromkeys(names, states), norm=1.0)
+
+
+def plan_of(config: RunConfig, lm_config: Any, forget: Answered, retain: Answered) -> Footprint:
     """What plan=true makes of unlearning rows of these lengths on one GPU."""
     train, problem = config.train, config.problem
     assert problem is not None
-    rows = alone(forget), alone(retain)
-    stage = stage_of("unlearning", problem, config.optim, train, *rows, seed=config.seed, gpus=1)
+    stage = stage_of("unlearning", problem, config.optim, train, forget, retain, seed=config.seed, gpus=1)
     adapters = (train.lora.r, train.lora.alpha) if train.lora else None
     one = work(lm_config, setting_of(stage, config.model.dtype, config.activation_checkpointing, adapters))
     return footprint(

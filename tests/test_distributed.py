@@ -24,6 +24,7 @@ import psutil
 import pytest
 import torch
 from runs import TINY, finish, numbers, only_run
+from term_rows import rows_for
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,26 +33,29 @@ from soul_cli.core.cache import Cache
 from soul_cli.core.files import read_lines
 from soul_cli.core.run_folder import WORK, RunFolder
 from soul_cli.core.screen import bar
-from soul_cli.core.types import Metric, Prompted, UserError
+from soul_cli.core.types import QA, Metric, Prompted, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
 from soul_cli.data.generator import generate_authors
-from soul_cli.data.rows import Rows
+from soul_cli.data.rows import NO_ROWS, Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import evaluate
 from soul_cli.experiment.models import save
 from soul_cli.experiment.run import run
+from soul_cli.experiment.unlearning import alternatives
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
+from soul_cli.objective.forget import AltPO
 from soul_cli.objective.methods import IU
+from soul_cli.objective.term import Kinds
 from soul_cli.optim import curvature
 from soul_cli.train.influence import Influence
 from soul_cli.train.loop import TrainData, Trainer
 
 PARALLEL = ("ddp", "fsdp")
 TOLERANCE = 1e-8
-COMMON = ["method=npo", "optim.lr=1e-3", "train.epochs=2", "train.batch_size=3", "train.accumulation=2"]
+COMMON = ["optim.lr=1e-3", "train.epochs=2", "train.batch_size=3", "train.accumulation=2"]
 CASES = {
     "adamw": ["optim=adamw"],
     "soul": ["optim=soul", "optim.hessian_every=2"],
@@ -60,6 +64,9 @@ CASES = {
     "soul_released": ["optim=soul_released"],
     "soul, kl": ["optim=soul", "optim.hessian_every=2", "retain=kl"],
     "muon": ["optim=muon", "method=finetune"],
+    "soul, dpo": ["method=dpo", "optim=soul", "optim.hessian_every=2"],
+    "soul, rmu": ["method=rmu", "method.layer=0", "optim=soul", "optim.hessian_every=2"],
+    "adamw, undial": ["method=undial", "optim=adamw"],
     "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }
 
@@ -253,9 +260,6 @@ def rows(count: int, seed: int) -> list[Prompted]:
 
 # 7 rows in micro-batches of 3, 2 a step: 3 + 3, then a single row, of which an alternating phase gives one process none
 FORGET, RETAIN = rows(7, seed=1), rows(11, seed=2)
-VALUES = {"answer": [torch.full((len(r.answers[0]),), -1.0 - i / 9, dtype=torch.float64) for i, r in enumerate(FORGET)]}
-LENGTHS = [len(r.answers[0]) for r in RETAIN]
-STATES = {"answer": [(torch.arange(32.0 * n).view(-1, 32) + i).sin().double() for i, n in enumerate(LENGTHS)]}
 Trained = tuple[list[dict[str, Any]], dict[str, Tensor], list[tuple[float, int]]]
 
 
@@ -310,8 +314,10 @@ def train(
         if done == stop:
             end()
 
-    forget, retain = Rows({"answer": FORGET}, values=VALUES), Rows({"answer": RETAIN}, states=STATES)
-    data = TrainData(lambda epoch: forget, retain)
+    terms = config.problem.terms  # type: ignore[union-attr]
+    rows = {kind: rows_for(terms[kind], some, 32) if kind in terms else NO_ROWS
+            for kind, some in ((Kinds.forget, FORGET), (Kinds.retain, RETAIN))}  # fmt: skip
+    data = TrainData(lambda epoch: rows[Kinds.forget], rows[Kinds.retain])
     sharded = parallel == "fsdp" and distributed.world() > 1
     accelerator = distributed.start([])
     with pytest.MonkeyPatch.context() as patch:
@@ -385,7 +391,7 @@ def with_options(model: Path, work: Path, case: str, parallel: str) -> Trained:
     return train(model, work, case, parallel, offload=parallel == "fsdp", activation_checkpointing=True)
 
 
-@pytest.mark.parametrize("case", ["adamw", "soul", "soul, alternating"])
+@pytest.mark.parametrize("case", ["adamw", "soul", "soul, alternating", "soul, dpo", "soul, rmu"])
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_memory_options_change_no_number(pair: Pair, model: Path, tmp_path: Path, case: str, parallel: str) -> None:
     one = train(model, tmp_path / "one", case, "ddp")
@@ -442,6 +448,23 @@ def test_sharded_checkpoint_is_read_by_one_process(pair: Pair, model: Path, tmp_
     one = train(model, tmp_path / "one", "soul", "ddp")
     pair(stopped, model, tmp_path / "parts", "soul", "fsdp", 3)
     assert_same((*train(model, tmp_path / "parts", "soul", "ddp")[:2], []), (*one[:2], []))
+
+
+def sampled(model: Path, work: Path) -> list[list[int]]:
+    """Alternatives to two answers."""
+    config = compose(["method=altpo", "method.alternatives=3", "method.max_new=6", f"cache_dir={work}"])
+    data: Any = None
+    context = Context(config, data, Cache(config.cache, print), distributed.start([]))
+    items = [QA("Who wrote The Lamp?", "Ann."), QA("Where?", "In Pécs.")]
+    assert isinstance(config.method, AltPO)
+    pairs = alternatives(context, ModelRef(str(model), "a model"), encoder(model), config.method, items)
+    return [ids for _, ids in pairs]
+
+
+def test_two_processes_sample_what_one_does(pair: Pair, model: Path, tmp_path: Path) -> None:
+    one = sampled(model, tmp_path / "one")
+    assert one
+    assert pair(sampled, model, tmp_path / "two") == [one, one]
 
 
 # --- evaluation and whole runs -----------------------------------------------------------------------------

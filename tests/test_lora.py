@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from term_rows import rows_for
 
 from soul_cli.core.types import Prompted, UserError
-from soul_cli.data.rows import Rows
+from soul_cli.data.rows import NO_ROWS, Rows
 from soul_cli.experiment.config import compose
 from soul_cli.models import load as models
 from soul_cli.models.adapters import LoRA
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import finetuning
+from soul_cli.objective.term import Kinds
 from soul_cli.optim.sophia import Soul
 from soul_cli.train.loop import TrainData, Trainer
 
@@ -45,6 +47,25 @@ def test_only_adapters_train_and_merging_keeps_the_function(tiny_lm: Callable[..
     torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, weight + product, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(merged(input_ids=ids).logits, before, rtol=1e-5, atol=1e-6)
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in plain.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "overrides", [["method=rmu", "method.layer=0"], ["method=dpo"], ["method=undial"]], ids="".join
+)
+def test_adapters_train_whatever_a_term_needs(tiny_lm: Callable[..., Any], tmp_path: Path, overrides: list[str]):
+    """Behind the block where a forward ends, none does."""
+    config = compose([*overrides, "optim=soul", "optim.hessian_every=1", "train.epochs=1", "train.batch_size=2"])
+    lm, solved = tiny_lm(torch.float64), config.problem
+    assert solved is not None
+    LoRA(r=2, alpha=6, load_in_4bit=False).attach(lm, seed=0)
+    before = {n: p.detach().clone() for n, p in lm.named_parameters()}
+    rows = {kind: rows_for(term, ROWS, 32) for kind, term in solved.terms.items()}
+    data = TrainData(lambda epoch: rows[Kinds.forget], rows.get(Kinds.retain, NO_ROWS))
+    Trainer(lm, data, solved, config.optim, config.train, 0, Accelerator()).train(tmp_path, lambda *a: None)
+    moved = {n for n, p in lm.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert all("lora_" in n for n in moved)
+    assert any("layers.1" in n for n in moved) is not (overrides[0] == "method=rmu")
 
 
 def test_rank_is_checked():

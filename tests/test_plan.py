@@ -129,6 +129,10 @@ def test_flops_by_hand():
         ["optim=soul", "combine=alternating"],
         ["optim=adamw", "retain=kl"],
         ["optim=soul", "retain=kl"],
+        ["optim=adamw", "method=undial"],
+        ["optim=soul", "method=dpo"],
+        ["optim=adamw", "method=rmu", "method.layer=1"],
+        ["optim=soul", "method=rmu", "method.layer=2", "retain=ce"],
         ["optim=soul", LORA],
         ["optim=lion"],
     ],
@@ -136,9 +140,19 @@ def test_flops_by_hand():
 )
 def test_planned_peak_is_that_of_training(check: ModuleType, options: list[str]):
     every = ["optim.hessian_every=1"] if "optim=soul" in options else []
-    config = compose(["method=npo", "train.batch_size=4", "train.epochs=2", *every, *options])
+    config = compose(["train.batch_size=4", "train.epochs=2", *every, *options])
     measured, planned = check.compare(config, check.architecture(64, 5, 4, 128, 512).lm_config(), 4, longest=48)
     assert planned == pytest.approx(measured, rel=check.TOLERANCE)
+
+
+def test_the_looks_of_every_term_are_counted(check: ModuleType):
+    """retain=kl has logits of two models and their log-probabilities at each token of the retain rows."""
+    lm, vocab, rows = check.architecture(64, 3, 4, 128, 4096).lm_config(), 4096, alone(((8, 40),) * 4)
+    ce, kl = (
+        check.plan_of(compose(["optim=adamw", "train.batch_size=4", f"retain={name}"]), lm, rows, rows).activations
+        for name in ("ce", "kl")
+    )
+    assert kl - ce > 2 * 4 * 40 * vocab * 4
 
 
 EXPERIMENTS = [
