@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soul_cli.cli import show_choices
 from soul_cli.core.types import UserError
-from soul_cli.experiment.config import compose
+from soul_cli.experiment.config import GROUPS, compose
 from soul_cli.objective.combine import COMBINES, Alternating, Sum
 from soul_cli.objective.edit import IU, Solver
 from soul_cli.objective.forget import GA, NPO, PO, Finetune, Normalize
@@ -81,24 +82,6 @@ def test_sign_and_size_of_the_gradient(term: Term, expected: list[float]):
 
 def test_rows_weigh_alike_where_they_should():
     assert gradient(KEPT, two_answers(), BY_ROW) == pytest.approx([-1 / 3 / 2, -1 / 2 / 2])
-
-
-@pytest.mark.parametrize("normalise", Normalise)
-@pytest.mark.parametrize("term", [ASCENT, PREFERENCE, KEPT, negative_po(0.1), negative_po(0.1, Normalize.mean)])
-def test_micro_batches_of_unequal_size_add_up_to_the_whole(term: Term, normalise: Normalise):
-    sizes = [3, 2, 7]
-    values = -torch.arange(1.0, 13.0, dtype=torch.float64) / 4
-    reference = values + torch.arange(12.0, dtype=torch.float64).sin()
-
-    def answers(first: int, last: int) -> Answers:
-        some = sizes[first:last]
-        at = slice(sum(sizes[:first]), sum(sizes[:last]))
-        owner = torch.repeat_interleave(torch.arange(len(some)), torch.tensor(some))
-        return Answers(values[at], owner, torch.tensor(some), reference=reference[at])
-
-    step = Counts(rows=3, tokens=12, normalise=normalise)
-    parts = term.loss(answers(0, 1), step) + term.loss(answers(1, 3), step)
-    torch.testing.assert_close(parts, term.loss(answers(0, 3), step))
 
 
 def test_sum_and_mean_agree_on_one_token_answers():
@@ -215,3 +198,44 @@ def test_answers_by_name():
     answers = Answers(torch.zeros(3), torch.tensor([0, 1, 1]), torch.tensor([1, 2]), which=("refusal", "answer"))
     assert answers.named("answer").tolist() == [False, True]
     assert isinstance(answers.sums(), Tensor)
+
+
+@pytest.mark.parametrize("group", ["method", "retain"])
+def test_help_says_what_there_is(group: str, capsys: pytest.CaptureFixture[str]):
+    show_choices(group)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(GROUPS[group])
+    assert all(line.endswith(")") for line in lines if line.split()[0] not in ("none", "finetune"))  # its paper
+
+
+def test_help_on_what_is_no_group_names_the_groups():
+    with pytest.raises(UserError, match="abacus=help: there is help on task, method, retain"):
+        show_choices("abacus")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=flat", "method.divergence=hellinger"], ["method.divergence", "hellinger", "tv, kl, js, pearson"]),
+        (["method=me", "method.direction=up"], ["method.direction", "up", "to_model, to_uniform"]),
+        (["method=undial", "combine=alternating"], ["combine=alternating", "there is no retain term"]),
+        (["method=task_vector", "parallel=fsdp"], ["parallel=fsdp", "task_vector", "parallel=ddp"]),
+    ],
+)
+def test_what_is_not_known_is_named(overrides: list[str], words: list[str]):
+    with pytest.raises(UserError) as error:
+        compose(overrides)
+    assert all(w in str(error.value) for w in words), str(error.value)
+
+
+def test_states_are_kept_behind_the_block_that_is_steered():
+    assert compose(["method=rmu", "method.layer=3"]).retain.layer == 3  # type: ignore[union-attr]
+    assert compose(["method=npo", "retain=states"]).retain.layer == 7  # type: ignore[union-attr]
+    steered = compose(["method=rmu", "seed=5"]).method
+    assert steered.seed == 5  # type: ignore[union-attr]
+
+
+def test_a_task_vector_has_an_optimizer_and_no_terms():
+    config = compose(["method=task_vector", "retain=kl"])
+    assert (config.optimizes, config.problem, config.title) == (True, None, "task_vector")
+    assert config.identity().keys() & {"retain", "combine", "perturb", "optim"} == {"optim"}

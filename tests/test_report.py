@@ -161,6 +161,15 @@ def test_other_questions_or_definitions_are_refused(tmp_path: Path, key: str, va
         check_comparable(find_runs([tmp_path]))
 
 
+def test_what_a_method_draws_is_no_setting(tmp_path: Path) -> None:
+    """The direction of RMU is another with each seed."""
+    for seed in (0, 1):
+        write_run(tmp_path, seed, 0.5, "method=rmu")
+    first, second = find_runs([tmp_path])
+    assert first.config["method.seed"] != second.config["method.seed"]
+    check_comparable([first, second])
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("setting", ["optim.lr=0.5", "retain.weight=7"])
 def test_two_settings_under_one_name_are_refused(tmp_path: Path, seed: int, setting: str) -> None:

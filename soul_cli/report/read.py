@@ -18,6 +18,7 @@ BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
 # the first two are settings of input_based
 WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+OF_SEED = "method.seed"  # what a method draws beside data and labels follows the run's seed
 TERMS = ("method", "retain", "combine", "perturb")  # groups of the configuration that make the objective
 SOLVER = "method.solver"  # names a row as an optimizer does
 MB = 1e6
@@ -71,7 +72,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What was chosen for this row: method, its terms, optimizer and training."""
         groups = (*TERMS, "optim", "train", "epoch_eval") if self.trained else ("method",)
-        return {k: v for k, v in self.config.items() if k.split(".")[0] in groups and k not in WITHOUT_EFFECT}
+        left_out = (*WITHOUT_EFFECT, OF_SEED)
+        return {k: v for k, v in self.config.items() if k.split(".")[0] in groups and k not in left_out}
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, Metric]]:
