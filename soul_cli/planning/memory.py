@@ -81,9 +81,10 @@ class Work:
 
     parameters: int
     trained: int
+    reached: int  # of them by a backward: what lies behind the last block of a forward gets no gradient
     head: float  # bytes of the head that is kept from before unlearning
     weights: float  # bytes
-    gradients: float  # bytes, all at once
+    gradients: float  # bytes, of all that are reached
     largest: int  # elements of the largest trained tensor
     linear: float  # bytes of the linear layers but the head
     block: float  # bytes of the weights of one block
@@ -99,14 +100,17 @@ class Work:
 
         def grown(name: str) -> Any:
             a, b = getattr(self, name), getattr(other, name)
-            return a + ((depth if name == "most" else layers) - 2) * (b - a)
+            return a + ((depth if name in ("reached", "gradients", "most") else layers) - 2) * (b - a)
 
-        names = ("parameters", "trained", "weights", "gradients", "linear", "most", "estimate_most", "estimate_last")
+        names = (
+            "parameters", "trained", "reached", "weights", "gradients", "linear", "most", "estimate_most",
+            "estimate_last",
+        )  # fmt: skip
         return replace(other, blocks=layers, **{name: grown(name) for name in names})
 
     def beside(self, other: Work) -> Work:
         """Of two forwards with their backwards, one after the other."""
-        names = ("head", "most", "last", "estimate_most", "estimate_last")
+        names = ("reached", "gradients", "head", "most", "last", "estimate_most", "estimate_last")
         larger = {name: max(getattr(self, name), getattr(other, name)) for name in names}
         return replace(self, passes=self.passes + other.passes, **larger)
 
@@ -230,6 +234,7 @@ def _sizes(lm: Any, setting: Setting, layers: int) -> tuple[Any, ...]:
     return (
         parameters,
         count,
+        count,
         _bytes(own) if compares else 0.0,
         weights,
         _bytes(trained),
@@ -335,14 +340,15 @@ def footprint(
     layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies
     outside the blocks with its gradients, the block at work with its own, and the next block.
     """
-    size = one.gradients / one.trained  # bytes of a trained number
+    size = one.gradients / one.reached  # bytes of a trained number
     wide = WIDE if master_weights and size == 2 else size
     copied = wide != size or (offload and parts == 1)
     second = optim.curvature is not None
     whole = one.weights - one.linear * (1 - IN_4BIT / element) if element else one.weights
-    weights, gradients = whole / parts, one.gradients / parts
-    stepped = one.trained * wide / parts
-    masters = stepped if copied else 0.0
+    reached = one.trained if second else one.reached  # labels of the curvature take every parameter
+    weights, gradients = whole / parts, reached * size / parts
+    stepped = reached * wide / parts
+    masters = one.trained * wide / parts if copied else 0.0
     states = stepped * optim.states * optimizers
     curvature = one.trained * max(WIDE, wide) / parts if second else 0.0
     gathered = 2 * (one.weights - one.blocks * one.block) + 3 * one.block if parts > 1 else 0.0

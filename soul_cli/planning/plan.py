@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 
 from soul_cli.core.distributed import Parallel
+from soul_cli.experiment.checks import check_layers
 from soul_cli.experiment.config import RunConfig, gpus
 from soul_cli.models.adapters import LoRA
 from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
@@ -72,6 +73,8 @@ class Planner:
         self.config = config
         self.data = config.task.load(config.cache)
         self.lm, self.per_word = architecture(config)
+        if config.problem is not None:
+            check_layers(config.problem, self.lm.num_hidden_layers)
         sharded = config.parallel is Parallel.fsdp and config.gpus > 1
         self.how = How(config.activation_checkpointing, config.offload, sharded, config.gpus)
         self.stages = cache(lambda count: stages(config, self.data, self.per_word, count))
