@@ -15,7 +15,8 @@ from soul_cli.core import distributed
 from soul_cli.core.cache import Cache
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder
-from soul_cli.evaluate.generate import greedy, sample
+from soul_cli.evaluate.generate import greedy
+from soul_cli.evaluate.sample import sample
 from soul_cli.experiment import unlearning
 from soul_cli.experiment.checks import check_answers, warnings
 from soul_cli.experiment.config import RunConfig, compose

@@ -1,4 +1,4 @@
-"""Batched decoding, greedy or sampled."""
+"""Batched decoding, greedy where nothing else is said."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from soul_cli.core import cost
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.evaluate.decoding import Rows
 from soul_cli.evaluate.likelihood import Autocast
-from soul_cli.objective.losses import wide
-from soul_cli.optim.curvature import sample_labels, uniforms
 
 # the logits (B, V) behind some rows, their numbers among the prompts (B,), how many tokens each has -> tokens (B,)
 Choose = Callable[[Tensor, Tensor, int], Tensor]
@@ -22,28 +20,6 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 def _likeliest(logits: Tensor, rows: Tensor, count: int) -> Tensor:
     return logits.argmax(-1)
-
-
-def sample(
-    lm: Any,
-    prompts: Sequence[tuple[int, ...]],
-    *,
-    keys: Sequence[int],
-    seed: int,
-    temperature: float,
-    **options: Any,
-) -> list[list[int]]:
-    """Return a sampled continuation of each prompt, without the token that ends it.
-
-    keys: a name of each prompt.  A continuation is a function of prompt, key and seed alone, whatever it is batched
-    with, but for rounding.  options: those of `greedy`.
-    """
-
-    def drawn(logits: Tensor, rows: Tensor, count: int) -> Tensor:
-        names = torch.tensor(keys)[rows.cpu()]
-        return sample_labels(wide(logits) / temperature, uniforms(seed, 0, names, torch.full_like(names, count)))
-
-    return greedy(lm, prompts, choose=drawn, **options)
 
 
 @torch.inference_mode()

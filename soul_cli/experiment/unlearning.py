@@ -17,8 +17,8 @@ from soul_cli.core.types import QA, Prompted, UserError
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.data.kept import Kept, keep
 from soul_cli.data.rows import NO_ROWS, Rows
-from soul_cli.evaluate.generate import sample
 from soul_cli.evaluate.likelihood import each
+from soul_cli.evaluate.sample import sample
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.keys import code
 from soul_cli.experiment.models import train

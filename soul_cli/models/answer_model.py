@@ -161,7 +161,8 @@ def blocks(lm: Any) -> tuple[nn.Module, str, nn.ModuleList]:
     kinds = set(lm._no_split_modules or ())
     for module in lm.modules():
         for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) and type(child[0]).__name__ in kinds:
+            # in the order of resolution: FSDP2 derives a class of its own
+            if isinstance(child, nn.ModuleList) and kinds & {k.__name__ for b in child for k in type(b).__mro__}:
                 return module, name, child
     raise UserError(
         f"{type(lm).__name__}: no list of transformer blocks was found, which a term on hidden states needs"
