@@ -57,6 +57,7 @@ from soul_cli.objective.term import Kinds
 from soul_cli.optim.build import AdamW
 from soul_cli.optim.curvature import GaussNewtonBartlett
 from soul_cli.optim.master import Masters
+from soul_cli.planning.memory import LiveBytes
 from soul_cli.train.gradient import StepGradient
 from soul_cli.train.loop import TrainData, Trainer, build_phases
 
@@ -478,11 +479,13 @@ def test_buffers_of_a_step(name: str):
     lm, most = gpt2(), [0]
     task = solved(RULES.get(name, SUM), MOVES.get(name, NONE))
     trainer, gradient = step_gradient(lm, task)
-    whole = sum(p.numel() for p in trainer.params)
-    with Standing() as standing:
+    with LiveBytes() as live:
+        for p in trainer.params:
+            live.watch(p)
+        whole = live.now
 
         def watched(kinds: Kinds, weight: float = 1.0) -> Gradient:
-            most[0] = max(most[0], round(standing.numbers() / whole))
+            most[0] = max(most[0], round(live.now / whole) - 1)
             return gradient(kinds, weight)
 
         memory: dict[str, Any] = {}
@@ -490,28 +493,6 @@ def test_buffers_of_a_step(name: str):
             around = task.perturb.around(watched, trainer.params, 0)
             task.combine(around, Kinds.both, 0.7, memory)
     assert most[0] == task.buffers
-
-
-class Standing:
-    """Numbers in the tensors that came into being since, of those of which something is left."""
-
-    def __enter__(self) -> Standing:
-        self.before = {t.data_ptr() for t in self._all()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def numbers(self) -> int:
-        new = {t.data_ptr(): t.numel() for t in self._all() if t.data_ptr() not in self.before}
-        return sum(new.values())
-
-    @staticmethod
-    def _all() -> list[Tensor]:
-        import gc
-
-        gc.collect()
-        return [o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter) and o.device.type == "cpu"]
 
 
 # --- m forget steps, n retain steps ------------------------------------------------------------------------

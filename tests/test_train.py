@@ -22,7 +22,7 @@ from soul_cli.data.batches import Step, collate
 from soul_cli.data.rows import Rows
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.combine import Alternating, Combine, Gradient, Sum
+from soul_cli.objective.combine import GRU, Alternating, Combine, Gradient, Separate, Sum
 from soul_cli.objective.forget import GA, NPO, PO, Normalize, Objective
 from soul_cli.objective.methods import Problem, finetuning, problem
 from soul_cli.objective.perturb import Unperturbed
@@ -375,6 +375,8 @@ RESUMED = [
     pytest.param(MUON, SUM, id="muon"),
     pytest.param(soul(), ALTERNATING, id="alternating"),
     pytest.param(ADAMW, Remembering("remembering"), id="remembering"),
+    pytest.param(ADAMW, GRU("gru", 0.8), id="gru"),
+    pytest.param(ADAMW, Separate("separate", 1, 2), id="separate"),
 ]
 
 

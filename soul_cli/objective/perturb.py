@@ -129,16 +129,17 @@ class Smooth(Perturb):
     def around(self, gradient: OfKinds, params: Sequence[Tensor], seed: int) -> OfKinds:
         def mean() -> Gradient:
             generator = torch.Generator(params[0].device).manual_seed(seed)
-            parts: Parts = [None] * len(params)
+            total: Parts = []
             losses: list[dict[str, float]] = []
             with moved(params) as before:
                 for _ in range(self.draws):
                     for p, b in zip(params, before, strict=True):
                         put(p, b + self.sigma * noise(p, generator))
                     found = gradient(Kinds.forget)
-                    parts = plus(parts, scaled(found.parts, 1 / self.draws), 1.0)
+                    share = scaled(found.parts, 1 / self.draws)
+                    total = plus(share, total, 1.0) if total else share
                     losses.append(found.losses)
-            return Gradient(parts, {k: sum(some[k] for some in losses) / self.draws for k in losses[0]})
+            return Gradient(total, {k: sum(some[k] for some in losses) / self.draws for k in losses[0]})
 
         return with_retain(gradient, mean)
 
