@@ -198,7 +198,8 @@ def blocks(lm: Any) -> tuple[nn.Module, str, nn.ModuleList]:
     kinds = set(lm._no_split_modules or ())
     for module in lm.modules():
         for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) and type(child[0]).__name__ in kinds:
+            # a sharded block's class comes from the model's own
+            if isinstance(child, nn.ModuleList) and len(child) and kinds & {c.__name__ for c in type(child[0]).mro()}:
                 return module, name, child
     raise UserError(
         f"{type(lm).__name__}: no list of transformer blocks was found, which a term on hidden states needs"

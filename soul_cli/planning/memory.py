@@ -313,19 +313,23 @@ def footprint(
     curvature = one.trained * max(WIDE, wide) / parts if second else 0.0
     gathered = 2 * (one.weights - one.blocks * one.block) + 3 * one.block if parts > 1 else 0.0
 
-    through = max(one.most, one.last + gradients)
+    # the step's gradients so far; new ones come one at a time, the estimate's are kept together
+    so_far = gradients if accumulates else 0.0
+    through = max(one.most + so_far, one.last + gradients)
+    drawing = 0.0
+    if second and (parts == 1 or accumulates):
+        drawing = one.estimate_most + so_far
     if second and parts == 1:
-        through = max(through, one.estimate_most, one.estimate_last + gradients)
-    if accumulates:  # the step's gradients so far; new ones come one at a time, the estimate's are kept together
-        through = max(one.most, one.last, *((one.estimate_most,) if second else ())) + gradients
-        through = max(through, one.estimate_last + 2 * gradients) if second and parts == 1 else through
-    update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts
+        drawing = max(drawing, one.estimate_last + gradients + so_far)
+    lasting = problem.combine.kept
+    # labels are drawn before a perturbation moves the weights: then one gradient stands, of forget rows
+    beside = min(problem.buffers, lasting + 1)
     buffers = problem.buffers * gradients
-    through += buffers
-    update += problem.combine.kept * gradients
+    through = max(through + buffers, drawing + beside * gradients if drawing else 0.0)
+    update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts
     kept = masters + states + curvature
     if not offload:
-        peak, host = weights + kept + gathered + max(through, update), 0.0
+        peak, host = weights + kept + gathered + max(through, update + lasting * gradients), 0.0
     elif parts == 1:
         peak, host = weights + max(through, gradients), kept + update
     else:
