@@ -101,7 +101,7 @@ def plan_of(config: RunConfig, lm_config: Any, forget: Answered, retain: Answere
     adapters = (train.lora.r, train.lora.alpha) if train.lora else None
     one = work(lm_config, setting_of(stage, config.model.dtype, config.activation_checkpointing, adapters))
     return footprint(
-        one, config.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1, parts=1,
+        one, config.optim, problem, master_weights=train.master_weights, accumulates=train.accumulation > 1, parts=1,
         offload=config.offload,
     )  # fmt: skip
 

@@ -178,6 +178,24 @@ def test_accumulation_groups_the_same_micro_batches():
     assert [len(s.micro) for s in grouped] == [3, 3, 1]
 
 
+@given(forget=st.integers(1, 3), retain=st.integers(1, 3), **{k: plan_sizes[k] for k in ("accumulation", "seed")})
+def test_turns_take_rows_of_their_own(forget: int, retain: int, accumulation: int, seed: int):
+    """11 forget rows by 2: each turn has as many retain rows as a forget turn of its step; forget rows come once."""
+    options = {"size": 2, "accumulation": accumulation, "seed": seed}
+    for epoch in range(2):
+        plan = plan_epoch(lengths_of[11], lengths_of[40], epoch=epoch, turns=(forget, retain), **options)
+        single = plan_epoch(lengths_of[11], lengths_of[40], epoch=epoch, **options)
+        assert [tuple(f for f, _ in t.micro if f) for s in plan for t in s.turns if any(f for f, _ in t.micro)] == [
+            tuple(f for f, _ in s.micro) for s in single
+        ]
+        for step in plan:
+            sizes = [[len(f) for f, _ in turn.micro if f] for turn in step.turns]
+            met = [[len(r) for _, r in turn.micro if r] for turn in step.turns]
+            given = [some for some in sizes if some]
+            assert len(given) == forget or step is plan[-1]
+            assert [some for some in met if some] == [given[j % len(given)] for j in range(retain)]
+
+
 def test_plans_depend_on_seed_and_epoch_alone():
     def pairs(seed: int, epoch: int, retain: int = 24) -> dict[int, int]:
         plan = plan_epoch(lengths_of[24], lengths_of[retain], size=4, accumulation=1, seed=seed, epoch=epoch)

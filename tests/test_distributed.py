@@ -67,6 +67,8 @@ CASES = {
     "soul, dpo": ["method=dpo", "optim=soul", "optim.hessian_every=2"],
     "soul, rmu": ["method=rmu", "method.layer=0", "optim=soul", "optim.hessian_every=2"],
     "adamw, undial": ["method=undial", "optim=adamw"],
+    "gru": ["optim=adamw", "combine=gru"],
+    "soul, sam": ["optim=soul", "optim.hessian_every=2", "perturb=sam", "perturb.rho=0.1"],
     "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }
 
@@ -409,7 +411,7 @@ def stopped(*args: Any) -> None:
     [
         ("adamw", "ddp", "ddp"), ("adamw", "fsdp", "fsdp"), ("muon", "fsdp", "fsdp"),
         ("soul, alternating", "ddp", "ddp"), ("soul, alternating", "fsdp", "fsdp"),
-        ("soul, alternating", "fsdp", "ddp"), ("soul, alternating", "ddp", "fsdp"),
+        ("soul, alternating", "fsdp", "ddp"), ("soul, alternating", "ddp", "fsdp"), ("gru", "fsdp", "ddp"),
     ],
 )  # fmt: skip
 def test_stopped_run_goes_on(pair: Pair, model: Path, tmp_path: Path, case: str, before: str, after: str) -> None:

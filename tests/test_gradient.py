@@ -91,7 +91,7 @@ def step(lm: Any, solved: Problem, forget: Rows, retain: Rows, kinds: Kinds = Ki
     trainer = Trainer(lm, TrainData(lambda epoch: forget, retain), solved, ADAMW, settings, 3, CPU)
     (plan,) = trainer.plans[0]
     data = {Kinds.forget: forget, Kinds.retain: retain}
-    return StepGradient(trainer.setup, plan, data, 0, kinds, None)(kinds)
+    return StepGradient(trainer.setup, plan, data, 0, kinds, None)(kinds, solved.weight)
 
 
 def check(found: Gradient, lm: Any, loss: Tensor) -> None:
@@ -159,7 +159,7 @@ def test_logits_of_the_model_before_without_a_second_model(monkeypatch: pytest.M
     trainer = Trainer(lm, TrainData(lambda epoch: answered(FORGET), retain), solved, ADAMW, settings, 3, CPU)
     moved(lm)  # the head was kept when the trainer was built
     data = {Kinds.forget: answered(FORGET), Kinds.retain: retain}
-    found = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, None)(Kinds.both)
+    found = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, None)(Kinds.both, solved.weight)
     pairs = zip(own, [logits(lm, r).log_softmax(-1) for r in some], strict=True)
     tokens = sum(len(r.answers[0]) for r in some)
     kl = sum((p.exp() * (p - q)).sum() for p, q in pairs) / tokens

@@ -127,6 +127,9 @@ def test_flops_by_hand():
         ["optim=soul", "activation_checkpointing=true"],
         ["optim=soul", "model.dtype=bfloat16", "train.precision=bf16"],
         ["optim=soul", "combine=alternating"],
+        ["optim=adamw", "combine=gru", "perturb=sam"],
+        ["optim=adamw", "combine=ngdiff", "train.accumulation=2", "train.batch_size=2"],
+        ["optim=soul", "perturb=smooth"],
         ["optim=adamw", "retain=kl"],
         ["optim=soul", "retain=kl"],
         ["optim=adamw", "method=undial"],
@@ -153,6 +156,23 @@ def test_the_looks_of_every_term_are_counted(check: ModuleType):
         for name in ("ce", "kl")
     )
     assert kl - ce > 2 * 4 * 40 * vocab * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [(["combine=sum"], 0), (["combine=ngdiff"], 1), (["combine=gru"], 1), (["combine=dual"], 0), (["perturb=sam"], 1),
+     (["perturb=smooth"], 2), (["perturb=lat"], 0), (["combine=munba", "perturb=smooth"], 2),
+     (["combine=gru", "perturb=smooth"], 3)],
+    ids=str,
+)  # fmt: skip
+def test_gradient_sized_buffers_are_counted(options: list[str], count: int):
+    def peak(*more: str) -> Any:
+        planner = Planner(compose(["plan=true", "model=smollm2_135m", "optim=adamw", *more]))
+        return planner.needs(planner.how)[-1].bytes
+
+    found = peak(*options)
+    assert found.buffers == count * found.gradients
+    assert ("combination, perturbation" in outlook(compose(["plan=true", *options]))) is (count > 0)
 
 
 EXPERIMENTS = [

@@ -22,7 +22,7 @@ from soul_cli.data.batches import Step, collate
 from soul_cli.data.rows import Rows
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.answer_model import AnswerModel
-from soul_cli.objective.combine import Alternating, Combine, Gradient, Sum
+from soul_cli.objective.combine import GRU, Alternating, Combine, Gradient, Separate, Sum
 from soul_cli.objective.forget import GA, NPO, PO, Normalize, Objective
 from soul_cli.objective.methods import Problem, finetuning, problem
 from soul_cli.objective.perturb import Unperturbed
@@ -334,7 +334,7 @@ def test_alternating_takes_the_retain_step_after_the_forget_step(tiny_lm: MakeLM
 class Remembering(Combine):
     """The forget gradient and a running mean of the retain gradient, which the checkpoint has to hold."""
 
-    def __call__(self, gradient: Any, kinds: Kinds, memory: dict[str, Any]) -> Gradient:
+    def __call__(self, gradient: Any, kinds: Kinds, weight: float, memory: dict[str, Any]) -> Gradient:
         forget, retain = gradient(Kinds.forget), gradient(Kinds.retain)
         memory["times"] = memory.get("times", 0) + 1
         old = memory.get("mean", retain.parts)
@@ -359,11 +359,11 @@ def test_gradients_of_the_kinds_add_up():
         config(accumulation=2), 0, CPU,
     )  # fmt: skip
     gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, None)
-    both, forget, retain = (gradient(k) for k in (Kinds.both, Kinds.forget, Kinds.retain))
+    both, forget, retain = (gradient(k, 0.7) for k in (Kinds.both, Kinds.forget, Kinds.retain))
     for b, f, r in zip(both.parts, forget.parts, retain.parts, strict=True):
         torch.testing.assert_close(b, f + 0.7 * r, rtol=0, atol=1e-14)
     assert both.losses == pytest.approx(forget.losses | retain.losses)
-    assert all(torch.equal(a, b) for a, b in zip(gradient(Kinds.both).parts, both.parts, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(gradient(Kinds.both, 0.7).parts, both.parts, strict=True))
     assert all(p.grad is None for p in trainer.params)
 
 
@@ -375,6 +375,8 @@ RESUMED = [
     pytest.param(MUON, SUM, id="muon"),
     pytest.param(soul(), ALTERNATING, id="alternating"),
     pytest.param(ADAMW, Remembering("remembering"), id="remembering"),
+    pytest.param(ADAMW, GRU("gru", 0.8), id="gru"),
+    pytest.param(ADAMW, Separate("separate", 1, 2), id="separate"),
 ]
 
 

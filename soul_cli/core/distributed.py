@@ -265,6 +265,13 @@ def local(t: Tensor) -> Tensor:
     return t.to_local() if sharded(t) else t  # type: ignore[attr-defined]
 
 
+def sharded_as(like: Any, whole: Tensor) -> Tensor:
+    """Return a tensor that every rank has whole, sharded as `like`."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
 def over_shards(value: Tensor, like: Tensor) -> Tensor:
     """Return a sum over coordinates, completed by the other ranks' where tensors such as `like` are sharded."""
     return total(value) if sharded(like) else value
@@ -278,6 +285,17 @@ def norm(tensors: Iterable[Tensor], like: Tensor) -> float:
     wide = torch.promote_types(like.dtype, torch.float32)
     of_rank = torch.stack([torch.linalg.vector_norm(local(t), dtype=wide) for t in tensors]).norm()
     return math.sqrt(float(total(of_rank.double() ** 2))) if sharded(like) else float(of_rank)
+
+
+def dot(pairs: Iterable[tuple[Tensor, Tensor]], like: Tensor) -> float:
+    """Return the inner product of the left and the right tensors, in float32 or wider.
+
+    It is over all ranks where tensors such as `like` are sharded.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    chunks = (c for a, b in pairs for c in zip(*(local(t).flatten().split(BUCKET) for t in (a, b)), strict=True))
+    of_rank = torch.stack([torch.dot(a.to(wide), b.to(wide)) for a, b in chunks]).double().sum()
+    return float(over_shards(of_rank, like))
 
 
 def every(t: Tensor, stride: int) -> Tensor:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import TypeVar
 
 import torch
 
 from soul_cli.core.types import Batch, Prompted
+
+T = TypeVar("T")
 
 BUCKET = 16  # batches that are sorted by length together
 
@@ -69,30 +73,57 @@ def cycle(n: int, start: int, count: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: per micro-batch the indices of its forget and its retain rows."""
+    """One step of the run: per micro-batch the indices of its forget and its retain rows.
+
+    more: the same of further optimizer steps, where one on some kind of rows is followed by another on that kind.
+    """
 
     micro: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    more: tuple[Step, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Step, ...]:
+        return (self, *self.more)
 
 
 def plan_epoch(
-    forget: Sequence[int], retain: Sequence[int], *, size: int, accumulation: int, seed: int, epoch: int
+    forget: Sequence[int],
+    retain: Sequence[int],
+    *,
+    size: int,
+    accumulation: int,
+    seed: int,
+    epoch: int,
+    turns: tuple[int, int] = (1, 1),
 ) -> list[Step]:
     """Return the steps of one epoch over the forget rows (over the retain rows where there are no forget rows).
 
     forget, retain: lengths in tokens.  Each forget batch meets as many retain rows as it has itself, taken in turn
-    from shuffled passes over all of them, so that the pairs differ between epochs.
+    from shuffled passes over all of them, so that the pairs differ between epochs.  turns: how many optimizer steps on
+    forget and on retain rows a step has; where there are more of the one, the sizes of the other's are gone through
+    again.
     """
-    if forget:
-        batches = epoch_batches(forget, size, seed, epoch)
-        paired = cycle(len(retain), epoch * len(forget), len(forget), seed) if retain else []
-        micro = []
-        at = 0
-        for batch in batches:
-            micro.append((tuple(batch), tuple(paired[at : at + len(batch)])))
-            at += len(batch)
-    else:
-        micro = [((), tuple(batch)) for batch in epoch_batches(retain, size, seed, epoch)]
-    return [Step(tuple(micro[i : i + accumulation])) for i in range(0, len(micro), accumulation)]
+    if not forget:
+        alone = [((), tuple(batch)) for batch in epoch_batches(retain, size, seed, epoch)]
+        return [Step(tuple(some)) for some in runs(alone, accumulation)]
+    groups = list(runs(list(runs(epoch_batches(forget, size, seed, epoch), accumulation)), turns[0]))
+    # of each step the retain rows of each of its turns' micro-batches, as numbers first
+    counts = [[[len(b) for b in group[j % len(group)]] for j in range(turns[1])] for group in groups]
+    many = sum(n for step in counts for turn in step for n in turn) if retain else 0
+    picked = iter(cycle(len(retain), epoch * len(forget) * turns[1], many, seed))
+    steps = []
+    for group, sizes in zip(groups, counts, strict=True):
+        met = [[tuple(islice(picked, n)) for n in turn] for turn in sizes]
+        pairs = zip_longest(group, met, fillvalue=())
+        first, *more = [Step(tuple((tuple(f), r) for f, r in zip_longest(*pair, fillvalue=()))) for pair in pairs]
+        steps.append(Step(first.micro, tuple(more)))
+    return steps
+
+
+def runs(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield runs of `size` items; the last may be shorter."""
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
 
 
 @dataclass(frozen=True)

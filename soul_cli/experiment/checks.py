@@ -57,6 +57,11 @@ def check(context: Context) -> list[str]:
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")
     if prompts and context.template == CHAT and not takes_system(first.tokenizer):
         notes.append("the chat template takes no system role: the system prompt opens the user's turn")
+    if config.problem is not None and not config.combine.weighs and config.problem.weight != 1:
+        notes.append(
+            f"retain.weight={config.problem.weight:g} has no effect: combine={config.combine.name} takes no account of "
+            "how long the retain gradient is"
+        )
     return notes
 
 
@@ -109,12 +114,11 @@ def _check_texts(context: Context, reader: Reader, *, trains: bool, system: str 
 
 
 def check_layers(problem: Problem, layers: int) -> None:
-    """Refuse a term on a layer that the model has not.  layers: how many it has."""
-    for term in problem.terms.values():
-        if term.needs.layer is not None and not 0 <= term.needs.layer < layers:
-            raise UserError(
-                f"{term.group}.layer={term.needs.layer} ({term.name}): the model has the layers 0 to {layers - 1}"
-            )
+    """Refuse a term or a perturbation on a layer that the model has not.  layers: how many it has."""
+    asked = [(f"{term.group}.layer", term.name, term.needs.layer) for term in problem.terms.values()]
+    for key, name, layer in (*asked, ("perturb.layer", problem.perturb.name, problem.perturb.place)):
+        if layer is not None and not 0 <= layer < layers:
+            raise UserError(f"{key}={layer} ({name}): the model has the layers 0 to {layers - 1}")
 
 
 def warnings(problem: Problem) -> list[str]:

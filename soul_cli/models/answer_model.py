@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from soul_cli.core.types import Inputs, UserError
@@ -29,6 +30,13 @@ class Look(NamedTuple):
     columns: tuple[Tensor, ...]  # each has an entry for each token that is looked at
     at: Tensor | None = None  # (K,) int64, which of the T tokens; None: all of them
     before: Tensor | None = None  # (K, D) their last hidden states before unlearning
+
+
+class Shift(NamedTuple):
+    """Something added to the output of a block, counted from 0, for the first b rows of a batch, at their first l."""
+
+    layer: int
+    delta: Tensor  # (b, l, D)
 
 
 class Found(NamedTuple):
@@ -80,12 +88,21 @@ class AnswerModel(nn.Module):
         none = torch.zeros((), dtype=self.lm.dtype, device=mask.device)
         return torch.where(mask, none, torch.finfo(none.dtype).min)
 
-    def forward(self, batch: Inputs, looks: Sequence[Look], layer: int | None = None, *, head: bool = True) -> Found:
+    def forward(
+        self,
+        batch: Inputs,
+        looks: Sequence[Look],
+        layer: int | None = None,
+        *,
+        head: bool = True,
+        shift: Shift | None = None,
+    ) -> Found:
         """Answer the looks.  layer: the block whose output states are wanted too.
 
-        head: False ends the forward behind that block: there are no logits, and no looks.
+        head: False ends the forward behind that block: there are no logits, and no looks.  shift: acts before that
+        block's output is taken.
         """
-        with behind(self.lm, layer, last=not head) as caught:
+        with shifted(self.lm, shift), behind(self.lm, layer, last=not head) as caught:
             hidden = self.hidden(batch)
         states = caught[0].flatten(0, 1)[batch.where] if caught else None
         return Found(self._answers(hidden, looks) if head else [], states)
@@ -153,6 +170,26 @@ def behind(lm: Any, layer: int | None, *, last: bool) -> Iterator[list[Tensor]]:
         yield caught
     finally:
         setattr(place, name, every)
+        hook.remove()
+
+
+@contextmanager
+def shifted(lm: Any, shift: Shift | None) -> Iterator[None]:
+    """Add a shift to what a block puts out."""
+    if shift is None:
+        yield
+        return
+
+    def add(module: nn.Module, inputs: Any, out: Any) -> Any:
+        states = out[0] if isinstance(out, tuple) else out
+        rows, positions, _ = (whole - own for whole, own in zip(states.shape, shift.delta.shape, strict=True))
+        moved = states + pad(shift.delta, (0, 0, 0, positions, 0, rows)).to(states.dtype)
+        return (moved, *out[1:]) if isinstance(out, tuple) else moved
+
+    hook = blocks(lm)[2][shift.layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
         hook.remove()
 
 

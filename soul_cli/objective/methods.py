@@ -123,6 +123,26 @@ class Problem:
         """The optimizer steps a step of the run is made of, without those that have no rows."""
         return [both for kinds in self.combine.steps if (both := kinds & self.kinds)]
 
+    @property
+    def passes(self) -> list[Kinds]:
+        """Whose rows are passed over, pass after pass, in one optimizer step of each kind."""
+        taken = (some for step in self.steps for kinds in self.combine.passes if (some := kinds & step))
+        return [kinds for some in taken for kinds in self.perturb.passes(some)]
+
+    @property
+    def turns(self) -> tuple[int, int]:
+        """How many optimizer steps on forget rows and on retain rows follow each other."""
+        return self.combine.turns(Kinds.forget), self.combine.turns(Kinds.retain)
+
+    @property
+    def buffers(self) -> int:
+        """Gradient-sized tensors of each weight that stand beside the gradient that is computed, at most.
+
+        What a combination holds it holds while it waits for a retain gradient, a perturbation while it takes that of
+        forget rows: not at once.
+        """
+        return self.combine.kept + max(self.combine.buffers, self.perturb.buffers)
+
 
 def problem(method: Objective, retain: Retain | NoRetain, combine: Combine, perturb: Perturb) -> Problem:
     """Return the problem of a configuration; what makes no sense is an error.
@@ -132,13 +152,23 @@ def problem(method: Objective, retain: Retain | NoRetain, combine: Combine, pert
     kept = None if isinstance(retain, NoRetain) or (retain.weight == 0 and method.forgets) else retain
     if not method.forgets and kept is None:
         raise UserError(f"method={method.name} trains on the retain rows alone: retain={retain.name} leaves none")
-    if isinstance(retain, NoRetain) or not method.forgets:
-        missing = "forget" if not method.forgets else "retain"
-        if len(combine.steps) > 1:
-            raise UserError(
-                f"combine={combine.name} with method={method.name}, retain={retain.name}: there is no {missing} term; "
-                "take combine=sum"
-            )
+    missing = "forget" if not method.forgets else "retain" if isinstance(retain, NoRetain) else ""
+    if combine.paired and missing:
+        raise UserError(
+            f"combine={combine.name} with method={method.name}, retain={retain.name}: there is no {missing} term; "
+            "take combine=sum"
+        )
+    if combine.paired and len(combine.steps) == 1 and kept is None:
+        raise UserError(f"combine={combine.name} with retain.weight=0: it needs the retain rows; take combine=sum")
+    if not method.forgets and not isinstance(perturb, Unperturbed):
+        raise UserError(
+            f"perturb={perturb.name} with method={method.name}: there is no forget term to perturb; take perturb=none"
+        )
+    if perturb.place is not None and not method.needs.head and perturb.place > (method.needs.layer or 0):
+        raise UserError(
+            f"perturb.layer={perturb.place} with method={method.name}, whose forward ends behind layer "
+            f"{method.needs.layer}: take that layer or one before it"
+        )
     return Problem(method if method.forgets else None, kept, combine, perturb)
 
 

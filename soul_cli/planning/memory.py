@@ -316,6 +316,7 @@ class Footprint:
     states: float
     head: float  # as it was before unlearning
     curvature: float  # sums of the estimate
+    buffers: float  # of combination and perturbation
     activations: float  # forward and backward, logits included
     gathered: float  # sharded: what is whole for a while
     peak: float
@@ -325,17 +326,16 @@ class Footprint:
 def footprint(
     one: Work,
     optim: Optim,
+    problem: Problem,
     *,
     master_weights: bool,
     accumulates: bool,
     parts: int,
     offload: bool,
-    optimizers: int = 1,
     element: float = 0,
 ) -> Footprint:
     """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
 
-    optimizers: how many a step has, each with states of its own.
     parts: how many processes the model is sharded over, 1: it is whole.  element: bytes of a weight, where linear
     layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies
     outside the blocks with its gradients, the block at work with its own, and the next block.
@@ -349,25 +349,30 @@ def footprint(
     weights, gradients = whole / parts, reached * size / parts
     stepped = reached * wide / parts
     masters = one.trained * wide / parts if copied else 0.0
-    states = stepped * optim.states * optimizers
+    states = stepped * optim.states * len(problem.steps)
     curvature = one.trained * max(WIDE, wide) / parts if second else 0.0
     gathered = 2 * (one.weights - one.blocks * one.block) + 3 * one.block if parts > 1 else 0.0
 
-    through = max(one.most, one.last + gradients)
+    # the step's gradients so far; new ones come one at a time, the estimate's are kept together
+    so_far = gradients if accumulates or one.passes > 1 else 0.0
+    through = max(one.most + so_far, one.last + gradients)
+    drawing = 0.0
+    if second and (parts == 1 or so_far):
+        drawing = one.estimate_most + so_far
     if second and parts == 1:
-        through = max(through, one.estimate_most, one.estimate_last + gradients)
-    if (
-        accumulates or one.passes > 1
-    ):  # the step's gradients so far; new ones come one at a time, the estimate's are kept together
-        through = max(one.most, one.last, *((one.estimate_most,) if second else ())) + gradients
-        through = max(through, one.estimate_last + 2 * gradients) if second and parts == 1 else through
+        drawing = max(drawing, one.estimate_last + gradients + so_far)
+    lasting = problem.combine.kept
+    # labels are drawn before a perturbation moves the weights: then one gradient stands, of forget rows
+    beside = min(problem.buffers, lasting + 1)
+    buffers = problem.buffers * gradients
+    through = max(through + buffers, drawing + beside * gradients if drawing else 0.0)
     update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts
     kept = masters + states + curvature
     if not offload:
-        peak, host = weights + kept + gathered + max(through, update), 0.0
+        peak, host = weights + kept + gathered + max(through, update + lasting * gradients), 0.0
     elif parts == 1:
         peak, host = weights + max(through, gradients), kept + update
     else:
-        peak, host = gathered + one.most, weights + kept + update + gradients
+        peak, host = gathered + one.most, weights + kept + update + gradients + buffers
     peak += one.head
-    return Footprint(weights, gradients, masters, states, one.head, curvature, one.most, gathered, peak, host)
+    return Footprint(weights, gradients, masters, states, one.head, curvature, buffers, one.most, gathered, peak, host)

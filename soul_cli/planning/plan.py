@@ -29,6 +29,7 @@ PARTS = {
     "states": "optimizer states",
     "head": "head before unlearning",
     "curvature": "curvature sums",
+    "buffers": "combination, perturbation",
     "activations": "activations, logits",
     "gathered": "gathered by FSDP",
     "peak": "peak",
@@ -90,8 +91,8 @@ class Planner:
         one = work(self.lm, setting_of(like, dtype, how.checkpointing, adapters))
         one = one.scaled(padded(stage.rows) / padded(like.rows))
         held = footprint(
-            one, stage.optim, master_weights=train.master_weights, accumulates=train.accumulation > 1,
-            parts=how.gpus if how.sharded else 1, offload=how.offload, optimizers=len(stage.problem.steps),
+            one, stage.optim, stage.problem, master_weights=train.master_weights, accumulates=train.accumulation > 1,
+            parts=how.gpus if how.sharded else 1, offload=how.offload,
             element=getattr(torch, dtype).itemsize if lora and lora.load_in_4bit else 0,
         )  # fmt: skip
         return Need(stage, one, held)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,13 @@ def stage_of(
     lengths = [[sum(p + a for p, a in row) for row in rows] for rows in (forget, retain)]
     steps, tokens, full = 0, 0, 0
     largest: tuple[Sizes, int] = (), 0
-    order = partial(plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed)
+    order = partial(
+        plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed, turns=problem.turns
+    )
     for step in (step for epoch in range(train.epochs) for step in order(epoch=epoch)):
         steps += 1
-        for kinds in problem.steps:
-            for share in shares(step, 0, 1, forget=Kinds.forget in kinds, retain=Kinds.retain in kinds):
+        for turn, kinds in product(step.turns, problem.passes):
+            for share in shares(turn, 0, 1, forget=Kinds.forget in kinds, retain=Kinds.retain in kinds):
                 rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
                 every = [answer for row in rows for answer in row]
                 tokens, full = tokens + sum(p + a for p, a in every), full + padded(every)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_cli.core import cost
-from soul_cli.core.distributed import by_rank_0, control, main, once, sharded
+from soul_cli.core.distributed import by_rank_0, control, main, once, sharded, sharded_as
 from soul_cli.core.files import publish, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -35,14 +35,15 @@ def save(
 ) -> None:
     """Write work/checkpoint, with what was spent so far.  All processes call it.
 
-    memory: what a combination of gradients keeps, numbers and lists of tensors by name.
+    memory: what a combination of gradients keeps by name: numbers, and lists of a tensor (or None) a parameter.
     """
     spent = cost.spent()
     folder = work / ".checkpoint"
     tensors, scalars, groups = _flatten(params, optimizers)
     for name, value in memory.items():
         if isinstance(value, list):
-            tensors |= {f"{MEMORY}.{name}.{i}": t.contiguous() for i, t in enumerate(value)}
+            kept = {f"{MEMORY}.{name}.{i}": t.contiguous() for i, t in enumerate(value) if t is not None}
+            tensors |= kept
         else:
             scalars[f"{MEMORY}.{name}"] = value
     _write(folder, tensors, params[0])
@@ -71,7 +72,7 @@ def load(
     with torch.no_grad():
         for i, p in enumerate(params):
             p.copy_(tensors.pop(f"param.{i}"))
-    memory = _memory(tensors, saved["scalars"], params[0])
+    memory = _memory(tensors, saved["scalars"], params)
     for k, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = {}
         for key, value in [*tensors.items(), *saved["scalars"].items()]:
@@ -84,13 +85,14 @@ def load(
     return saved["records"], memory
 
 
-def _memory(tensors: dict[str, Tensor], scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
+def _memory(tensors: dict[str, Tensor], scalars: dict[str, Any], params: Sequence[Tensor]) -> dict[str, Any]:
     """Take what `save` wrote of a combination's memory out of the tensors and scalars."""
     memory: dict[str, Any] = {}
     for key in [k for k in scalars if k.startswith(f"{MEMORY}.")]:
         memory[key.split(".")[1]] = scalars.pop(key)
-    for key in sorted((k for k in tensors if k.startswith(f"{MEMORY}.")), key=lambda k: int(k.rsplit(".", 1)[1])):
-        memory.setdefault(key.split(".")[1], []).append(tensors.pop(key).to(like.device))
+    for key in [k for k in tensors if k.startswith(f"{MEMORY}.")]:
+        _, name, i = key.split(".")
+        memory.setdefault(name, [None] * len(params))[int(i)] = tensors.pop(key).to(params[0].device)
     return memory
 
 
@@ -176,7 +178,7 @@ def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
     """Return all tensors of a checkpoint, sharded where parameters such as `like` are."""
     if (folder / TENSORS).is_file():
         whole = load_file(folder / TENSORS)
-        return {name: _sharded_as(like, t) if sharded(like) and t.ndim else t for name, t in whole.items()}
+        return {name: sharded_as(like, t) if sharded(like) and t.ndim else t for name, t in whole.items()}
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.FileSystemReader(folder)
@@ -184,13 +186,6 @@ def _read(folder: Path, like: Tensor) -> dict[str, Tensor]:
     tensors = {name: _space(like, entry.size, entry.properties.dtype) for name, entry in stored.items()}
     dcp.load(tensors, storage_reader=reader, process_group=control())
     return tensors
-
-
-def _sharded_as(like: Any, whole: Tensor) -> Tensor:
-    """Return a tensor that every process has whole, sharded as `like`."""
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _space(like: Any, size: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from soul_cli.core.distributed import rank, total_gradients, total_numbers, worl
 from soul_cli.core.types import Batch, Inputs, Prompted
 from soul_cli.data.batches import Share, Step, collate, shares
 from soul_cli.data.rows import Rows
-from soul_cli.models.answer_model import AnswerModel, Found, Look, logps_of
+from soul_cli.models.answer_model import AnswerModel, Found, Look, Shift, logps_of
 from soul_cli.models.load import autocast
 from soul_cli.objective.combine import Gradient
 from soul_cli.objective.methods import Problem
@@ -78,10 +79,25 @@ def segment(kind: Kinds, term: Term, rows: Rows, indices: tuple[int, ...], keys:
     return Segment(kind, term, rows, indices, tuple(named), tuple(pairs))
 
 
+class Route(NamedTuple):
+    """The way of rows through the model."""
+
+    layer: int | None = None
+    head: bool = True
+
+
+class Asked(NamedTuple):
+    """The rows of some segments as one batch, and what is asked about them."""
+
+    segments: list[Segment]
+    batch: Batch
+    looks: list[Look]
+
+
 class StepGradient:
     """The gradient of one step's rows, of the kinds that are asked for; it may be called any number of times.
 
-    Labels for the curvature are drawn in the first forward of each kind of rows.
+    Labels for the curvature are drawn in the first forward of each kind of rows, or in `draw`.
     """
 
     def __init__(
@@ -111,19 +127,16 @@ class StepGradient:
         tokens = sum(len(p.answers[0]) for i in indices for p in rows.row(i))
         return Counts(len(indices), tokens, self.setup.normalise)
 
-    def __call__(self, kinds: Kinds) -> Gradient:
+    def __call__(self, kinds: Kinds, weight: float = 1.0) -> Gradient:
         """Return the gradient of the terms of these kinds: of both, of forget + weight * retain; summed over processes.
 
         Losses are those of the whole step.  .grad of the parameters is empty before and after.
         """
         setup = self.setup
         sums = {kind: 0.0 for kind in kinds}
-        for share in shares(
-            self.step, rank(), world(), forget=Kinds.forget in kinds, retain=Kinds.retain in kinds
-        ):  # fmt: skip
-            if share.keys or setup.sharded:
-                for kind, loss in self._micro_batch(kinds, share).items():
-                    sums[kind] += loss
+        for share in self._shares(kinds):
+            for kind, loss in self._micro_batch(kinds, share, weight if kinds == Kinds.both else 1.0).items():
+                sums[kind] += loss
         self.drawn |= kinds
         totals = total_numbers([sums[kind] for kind in kinds], setup.device)
         losses = {f"loss_{kind.name}": total for kind, total in zip(kinds, totals, strict=True)}
@@ -134,23 +147,45 @@ class StepGradient:
             p.grad = None
         return Gradient(parts, losses)
 
-    def _micro_batch(self, kinds: Kinds, share: Share) -> dict[Kinds, float]:
-        """Add the gradients of this process's rows of one micro-batch.  Returns the loss of each kind that has rows."""
+    def draw(self, kinds: Kinds) -> None:
+        """Give the curvature the labels of these kinds of rows, in forwards of their own."""
+        terms = self.setup.problem.terms
+        wanted = Kinds(0)
+        for kind in kinds & self.wanted & ~self.drawn:
+            wanted |= kind if terms[kind].needs.head else Kinds(0)
+        if self.curvature is None or not wanted:
+            return
+        for share in self._shares(wanted):
+            segments = [s for s in self._segments(wanted, share) if s.indices]
+            batch = collate([p for s in segments for p in s.prompted] or [NOTHING]).to(self.setup.device)
+            self.curvature.add(self._forward(batch, [self._labels(batch, segments)], Route()).looks[0])
+        self.drawn |= wanted
+
+    def _shares(self, kinds: Kinds) -> list[Share]:
+        """Return what this process has of the rows of these kinds, and has to pass over, in each micro-batch."""
+        some = shares(self.step, rank(), world(), forget=Kinds.forget in kinds, retain=Kinds.retain in kinds)
+        return [share for share in some if share.keys or self.setup.sharded]
+
+    def _segments(self, kinds: Kinds, share: Share) -> list[Segment]:
         terms = self.setup.problem.terms
         split = len(share.forget)
         of = {
             Kinds.forget: (share.forget, share.keys[:split]),
             Kinds.retain: (share.retain, share.keys[split:]),
         }
-        every = [segment(kind, terms[kind], self.rows[kind], *of[kind]) for kind in kinds]
+        return [segment(kind, terms[kind], self.rows[kind], *of[kind]) for kind in kinds]
+
+    def _micro_batch(self, kinds: Kinds, share: Share, weight: float) -> dict[Kinds, float]:
+        """Add the gradients of this process's rows of one micro-batch.  Returns the loss of each kind that has rows."""
+        every = self._segments(kinds, share)
         losses: dict[Kinds, float] = {}
         # rows that take the same way through the model go together
-        for route in dict.fromkeys((s.term.needs.layer, s.term.needs.head) for s in every):
+        for route in dict.fromkeys(Route(s.term.needs.layer, s.term.needs.head) for s in every):
             taken = [s for s in every if (s.term.needs.layer, s.term.needs.head) == route]
-            losses |= self._backward(taken, *route, weight=self.setup.problem.weight if kinds == Kinds.both else 1.0)
+            losses |= self._backward(taken, route, weight)
         return losses
 
-    def _backward(self, taken: list[Segment], layer: int | None, head: bool, *, weight: float) -> dict[Kinds, float]:
+    def _backward(self, taken: list[Segment], route: Route, weight: float) -> dict[Kinds, float]:
         """One forward of the segments' rows and its backward.  weight: of the retain term.
 
         Where the curvature still wants labels of these rows, the forward goes on to the head for them.
@@ -159,38 +194,64 @@ class StepGradient:
         segments = [s for s in taken if s.indices]
         if not (segments or setup.sharded):
             return {}
-        own = [p for s in segments for p in s.prompted]
-        batch = collate(own or [NOTHING]).to(setup.device)
-        looks = looks_of([self._part(batch, s) for s in segments], batch) if head else []
+        shift = self._shift([s for s in taken if s.kind is Kinds.forget], route)
+        asked = self._asked(segments, route)
         draws = self.curvature is not None and any(s.kind in self.wanted & ~self.drawn for s in taken)
-        found = self._predict(batch, looks, layer, head, self._labels(batch, segments) if draws else None)
-        losses = {s.kind: s.term.loss(a, self.counts[s.kind]) for s, a in self._answers(batch, found, segments, looks)}
+        labels = self._labels(asked.batch, segments) if draws else None
+        found = self._predict(asked, route, labels, shift)
+        losses = self._losses(asked, found)
         parts = [weight * loss if kind is Kinds.retain else loss for kind, loss in losses.items()]
-        if not parts:  # what other processes wait for
-            parts = [0 * t.sum() for t in (*found.looks, found.states) if t is not None]
-        torch.stack(parts).sum().backward()
-        cost.count(backward_passes=1, training_tokens=sum(map(len, own)))
+        total(parts, found).backward()
+        cost.count(backward_passes=1, training_tokens=sum(len(p) for s in segments for p in s.prompted))
         return {kind: float(part.detach()) for kind, part in losses.items()}
+
+    def _shift(self, forget: list[Segment], route: Route) -> Shift | None:
+        """Return what the perturbation adds to hidden states of forget rows.  All ranks of a sharded model take part.
+
+        forget: their segment in the micro-batch, if they are among its kinds.
+        """
+        perturb, segments = self.setup.problem.perturb, [s for s in forget if s.indices]
+        if perturb.place is None or not (segments or (forget and self.setup.sharded)):
+            return None
+        place, asked = perturb.place, self._asked(segments, route)
+
+        def loss(delta: Tensor) -> Tensor:
+            found = self._forward(asked.batch, asked.looks, route, Shift(place, delta))
+            cost.count(backward_passes=1)
+            return total(list(self._losses(asked, found).values()), found)
+
+        lm = self.setup.model.lm
+        shape = (*asked.batch.input_ids.shape, lm.config.get_text_config().hidden_size)
+        wide = torch.promote_types(lm.dtype, torch.float32)
+        return Shift(place, perturb.states(loss, torch.zeros(shape, dtype=wide, device=self.setup.device)))
+
+    def _asked(self, segments: list[Segment], route: Route) -> Asked:
+        batch = collate([p for s in segments for p in s.prompted] or [NOTHING]).to(self.setup.device)
+        return Asked(segments, batch, looks_of([self._part(batch, s) for s in segments], batch) if route.head else [])
+
+    def _losses(self, asked: Asked, found: Found) -> dict[Kinds, Tensor]:
+        return {s.kind: s.term.loss(a, self.counts[s.kind]) for s, a in self._answers(asked, found)}
 
     @staticmethod
     def _part(batch: Batch, s: Segment) -> Part:
         return Part(s.term, s.size, lambda: s.before(s.rows.states, batch.targets))
 
-    def _predict(self, batch: Batch, looks: list[Look], layer: int | None, head: bool, labels: Look | None) -> Found:
+    def _predict(self, asked: Asked, route: Route, labels: Look | None, shift: Shift | None) -> Found:
         """Answer the looks, and give the curvature its labels on the way, which takes the head in any case."""
+        batch, looks = asked.batch, asked.looks
         if labels is None:
-            return self._forward(batch, looks, layer, head)
+            return self._forward(batch, looks, route, shift)
         assert self.curvature is not None
-        found = self._forward(batch, [*looks, labels], layer, head=True)
+        found = self._forward(batch, [*looks, labels], route._replace(head=True), shift)
         self.curvature.add(found.looks[-1])
         if self.setup.sharded:  # the estimate's backward has used that forward up
-            return self._forward(batch, looks, layer, head)
+            return self._forward(batch, looks, route, shift)
         return Found(found.looks[:-1], found.states)
 
-    def _forward(self, batch: Batch, looks: list[Look], layer: int | None, head: bool) -> Found:
+    def _forward(self, batch: Batch, looks: list[Look], route: Route, shift: Shift | None = None) -> Found:
         cost.count(forward_passes=1)
         with autocast(self.setup.device, self.setup.precision):
-            return self.setup.model(batch, looks, layer, head=head)
+            return self.setup.model(batch, looks, route.layer, head=route.head, shift=shift)
 
     def _labels(self, batch: Batch, segments: list[Segment]) -> Look:
         """Return the look that draws labels for the curvature, for the kinds that have still to give theirs."""
@@ -201,10 +262,9 @@ class StepGradient:
         u = answer_uniforms(self.setup.seed, self.index, keys, owner)
         return Look(drawn_logps, (u[at],), at.to(batch.where.device))
 
-    def _answers(
-        self, batch: Batch, found: Found, segments: list[Segment], looks: list[Look]
-    ) -> list[tuple[Segment, Answers]]:
+    def _answers(self, asked: Asked, found: Found) -> list[tuple[Segment, Answers]]:
         """Cut what was found for the batch into the segments."""
+        segments, batch, looks = asked
         out: list[tuple[Segment, Answers]] = []
         tokens = torch.bincount(batch.owner, minlength=batch.answers)
         first = start = 0  # answer, token
@@ -222,6 +282,11 @@ class StepGradient:
             )))  # fmt: skip
             first, start = last, end
         return out
+
+
+def total(parts: list[Tensor], found: Found) -> Tensor:
+    """Return the sum of losses; where there is none, a zero whose backward is the one that other processes wait for."""
+    return torch.stack(parts or [0 * t.sum() for t in (*found.looks, found.states) if t is not None]).sum()
 
 
 @dataclass(frozen=True)

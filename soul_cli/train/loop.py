@@ -53,7 +53,7 @@ class TrainData:
 
 
 class NotFiniteError(UserError):
-    """The loss stopped being a number.  half_step: another phase of the same step had already been applied."""
+    """The loss stopped being a number.  half_step: weights or memory are no longer those before the step."""
 
     half_step = False
 
@@ -68,20 +68,28 @@ def factor(step: int, total: int, config: TrainConfig) -> float:
 
 @dataclass
 class Phase:
-    """One optimizer step of each step, on the rows of some kinds."""
+    """The optimizer steps of each step on the rows of some kinds."""
 
     kinds: Kinds
     optimizer: Optimizer
     lr: float
+    turns: int  # how many times in each step, each on rows of its own
 
 
 def build_phases(problem: Problem, optim: Optim, model: nn.Module, masters: Masters) -> list[Phase]:
-    """Return the phases of a step.  Weights decay in the first of them alone: once a step."""
+    """Return the phases of a step."""
     phases: list[Phase] = []
     for kinds in problem.steps:
-        groups = masters.groups(parameter_groups(model, optim.weight_decay if not phases else 0.0))
-        phases.append(Phase(kinds, optim.build(groups), optim.lr * problem.combine.rate(kinds, problem.weight)))
+        decays = kinds & problem.combine.decays
+        groups = masters.groups(parameter_groups(model, optim.weight_decay if decays else 0.0))
+        lr = optim.lr * problem.combine.rate(kinds, problem.weight)
+        phases.append(Phase(kinds, optim.build(groups), lr, problem.combine.turns(kinds)))
     return phases
+
+
+def has_rows(step: Step, kinds: Kinds) -> bool:
+    """Return whether an optimizer step has rows of some of these kinds."""
+    return any((f and Kinds.forget in kinds) or (r and Kinds.retain in kinds) for f, r in step.micro)
 
 
 class Trainer:
@@ -141,6 +149,7 @@ class Trainer:
             accumulation=self.config.accumulation,
             seed=self.seed,
             epoch=epoch,
+            turns=self.problem.turns,
         )
 
     # --- one step ------------------------------------------------------------------------------------------
@@ -154,22 +163,30 @@ class Trainer:
             suffix = "" if len(self.phases) == 1 else f"_{phase.kinds.name}"
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr * scale
-            try:
-                numbers = self._phase(phase, step, index, rows)
-            except NotFiniteError as error:
-                error.half_step = phase is not self.phases[0]
-                raise
+            turns: list[dict[str, float]] = []
+            for turn, part in enumerate(step.turns[: phase.turns]):
+                if not has_rows(part, phase.kinds):  # the last step of an epoch
+                    continue
+                try:
+                    turns.append(self._phase(phase, part, index, turn, rows))
+                except NotFiniteError as error:
+                    error.half_step = bool(record or turns or self.memory)
+                    raise
+            numbers = {k: sum(some[k] for some in turns) / len(turns) for k in turns[0]}
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
         return record
 
-    def _phase(self, phase: Phase, step: Step, index: int, rows: Mapping[Kinds, Rows]) -> dict[str, float]:
-        wanted = self.optim.curvature
+    def _phase(self, phase: Phase, step: Step, index: int, turn: int, rows: Mapping[Kinds, Rows]) -> dict[str, float]:
+        """Take an optimizer step.  turn: the number of those on the same kinds before it in this step."""
+        wanted = self.optim.curvature if turn == 0 else None
         curvature = self._curvature(wanted, index)
         gradient = StepGradient(
             self.setup, step, rows, index, phase.kinds, curvature, wanted.data if wanted else HessianData.both
         )
-        around = self.problem.perturb.around(gradient, self.params)
-        found = self.problem.combine(around, phase.kinds, self.memory)
+        if self.problem.perturb.away:
+            gradient.draw(phase.kinds & Kinds.forget)
+        around = self.problem.perturb.around(gradient, self.params, int(scramble(self.seed, index, turn)[0]))
+        found = self.problem.combine(around, phase.kinds, self.problem.weight, self.memory)
         if not all(map(math.isfinite, found.losses.values())):
             raise NotFiniteError(f"the loss is not finite at step {index + 1} of {self.total}: {found.losses}")
         return found.losses | self._update(phase, found, curvature)
@@ -236,8 +253,9 @@ class Trainer:
             began = time.perf_counter()
             numbers = self._taken(step, index, rows, work, records)
             took = time.perf_counter() - began
-            tokens = sum(rows[Kinds.forget].tokens(i) for f, _ in step.micro for i in f)
-            tokens += sum(rows[Kinds.retain].tokens(i) for _, r in step.micro for i in r)
+            micro = [pair for turn in step.turns for pair in turn.micro]
+            tokens = sum(rows[Kinds.forget].tokens(i) for f, _ in micro for i in f)
+            tokens += sum(rows[Kinds.retain].tokens(i) for _, r in micro for i in r)
             record = {"step": index + 1, "epoch": epoch + 1, "lr": self.phases[0].optimizer.param_groups[0]["lr"]}
             record |= {**numbers, "tokens": tokens, "tokens_per_s": round(tokens / took, 1)}
             if step is plan[-1]:
