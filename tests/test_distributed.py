@@ -68,7 +68,7 @@ CASES = {
 
 def serve(wire: Connection) -> None:
     """A process of the pair: call what comes, send back what it returns, or the exception."""
-    distributed.start([])
+    distributed.start()
     while True:
         act = wire.recv()
         try:
@@ -313,7 +313,7 @@ def train(
     forget, retain = Rows({"answer": FORGET}, values=VALUES), Rows({"answer": RETAIN}, states=STATES)
     data = TrainData(lambda epoch: forget, retain)
     sharded = parallel == "fsdp" and distributed.world() > 1
-    accelerator = distributed.start([])
+    accelerator = distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "sample_labels", recorded)
         options |= {"sharded": sharded}
@@ -368,7 +368,7 @@ def influence(model: Path, solver: str) -> tuple[dict[str, Any], dict[str, Tenso
     config = compose(["method=iu", f"method.solver={solver}", *changed, "train.epochs=2", "train.batch_size=3"])
     assert isinstance(config.method, IU)
     lm, data = load(model), TrainData(lambda epoch: Rows({"answer": FORGET}), Rows({"answer": RETAIN}))
-    run = Influence(lm, data, config.method, config.train, 3, distributed.start([]))
+    run = Influence(lm, data, config.method, config.train, 3, distributed.start())
     (record,) = run.unlearn(lambda done, total, what: None)
     return record, lm.state_dict()
 
@@ -458,7 +458,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(task: list[str], model: Path, work: Path, limit: int) -> list[dict[str, Any]]:
     config = compose([*task, f"eval.limit={limit}", "eval.max_total=60", f"cache_dir={work}"])
-    context = Context(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start([]))
+    context = Context(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start())
     with bar("evaluating") as progress:
         return evaluate(context, lambda: load(model), encoder(model), work, progress)
 
@@ -626,7 +626,7 @@ def test_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from soul_cli.core.distributed import barrier, rank, start\n"
-        "start([])\n"
+        "start()\n"
         "if rank() == 1:\n"
         "    raise ValueError('enough')\n"
         "barrier()\n"
