@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from soul_cli.api import settle_libraries
@@ -20,11 +21,14 @@ OF_LAUNCHERS = (
     *OF_TORCHRUN, "LOCAL_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
     "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "OMP_NUM_THREADS",
 )  # fmt: skip
+TOOLS = ("cache", "doctor")  # commands of their own, by the module in soul_cli/tools
 
 
 def main() -> None:
     """Run the command.  torch and transformers are imported once the configuration has been composed, not before."""
     with command():
+        if sys.argv[1:2] and sys.argv[1] in TOOLS:
+            return import_module(f"soul_cli.tools.{sys.argv[1]}").main(sys.argv[2:])
         check_environment()
         import hydra
 

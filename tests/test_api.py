@@ -87,7 +87,7 @@ def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_notebook_runs(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
-    """Its cells in order, on a tiny model: the values of the cell tagged `parameters` are replaced, as papermill does."""
+    """Its cells in order, on a tiny model: those tagged `parameters` get other values, as papermill has it."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     where = [
         f"task.source={quoted(str(data))}",
