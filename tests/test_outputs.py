@@ -14,6 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
+from accelerate import tracking as accelerate_tracking
 from huggingface_hub import constants
 from test_given import write
 
@@ -77,10 +78,9 @@ def done(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     root = tmp_path_factory.mktemp("done")
     (root / "site" / "wandb").mkdir(parents=True)
     (root / "site" / "wandb" / "__init__.py").write_text(WANDB)
-    (root / "site" / "wandb-0.20.dist-info").mkdir()
-    (root / "site" / "wandb-0.20.dist-info" / "METADATA").write_text("Name: wandb\nVersion: 0.20\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root / "site")
+        patch.setattr(accelerate_tracking, "_available_trackers", ["tensorboard", "wandb"])  # found at its import
         patch.setenv("WANDB_STAND_IN", str(root / "wandb.jsonl"))
         folder = run(compose([*settings, f"output_dir={root / 'out'}", "trackers=[tensorboard,wandb]"]))
         sys.modules.pop("wandb", None)

@@ -193,6 +193,13 @@ def test_a_mistake_in_one_member_is_found_before_any_runs(data: Path, tmp_path: 
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_members_do_not_push_to_one_place(data: Path, tmp_path: Path) -> None:
+    more = ["-m", "seed=0,1", "save_model=true", "push_to_hub=ann/model"]
+    text = finish(start(data, tmp_path / "cache", tmp_path / "out", *more), code=2)
+    assert "push_to_hub=ann/model: several members would overwrite each other's model" in text
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_submitit_with_one_and_two_processes_a_member(
     data: Path, finished: tuple[Path, Path, str], tmp_path: Path, tasks: int

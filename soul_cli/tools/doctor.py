@@ -55,7 +55,10 @@ def machine() -> Iterator[tuple[str, str]]:
     facts = cpuinfo()
     words = set((facts.get("flags") or facts.get("Features") or "").split())
     name = facts.get("model name") or platform.processor() or platform.machine()
-    cores, usable = psutil.cpu_count(logical=False), len(psutil.Process().cpu_affinity() or ())
+    cores, usable = (
+        psutil.cpu_count(logical=False),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
     yield "processor", f"{name}, {cores} cores, {usable} threads may be used, torch takes {torch.get_num_threads()}"
     yield "instructions", f"{torch.backends.cpu.get_cpu_capability()}; " + " ".join(f for f in FLAGS if f in words)
     yield "products", products(torch.device("cpu"))
