@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import yaml
 from accelerate import tracking as accelerate_tracking
+from accelerate.utils import LoggerType
 from huggingface_hub import constants
 from test_given import write
 
@@ -80,7 +81,8 @@ def done(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     (root / "site" / "wandb" / "__init__.py").write_text(WANDB)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root / "site")
-        patch.setattr(accelerate_tracking, "_available_trackers", ["tensorboard", "wandb"])  # found at its import
+        known = [LoggerType.TENSORBOARD, LoggerType.WANDB]
+        patch.setattr(accelerate_tracking, "_available_trackers", known)  # found when it is imported
         patch.setenv("WANDB_STAND_IN", str(root / "wandb.jsonl"))
         folder = run(compose([*settings, f"output_dir={root / 'out'}", "trackers=[tensorboard,wandb]"]))
         sys.modules.pop("wandb", None)
