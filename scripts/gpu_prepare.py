@@ -19,7 +19,7 @@ from soul_cli.experiment.context import Context
 def main(which: str, overrides: list[str]) -> None:
     settle_libraries()
     config = compose(["method=none", *overrides])
-    context = Context(config, config.task.load(config.cache), Cache(config.cache, log), start([]))
+    context = Context(config, config.task.load(config.cache), Cache(config.cache, log), start())
     if which == "target":
         evaluation.rows(context, "evaluate_original", models.target(context), "the original model")
     else:

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import sys
-import tempfile
 import traceback
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from soul_cli.api import settle_libraries
 from soul_cli.core import interrupt
 from soul_cli.core.command import MENDED, command, end, explain, prepare_output, print_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# batches come in hundreds of shapes; by default torch's CPU kernels keep a primitive for each, a gigabyte in all
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-RENAMED = {"method.retain_weight": "retain.weight", "optim.mode": "combine (combine=alternating, combine=sum)"}
 # what torchrun sets for each process, and what Accelerate reads of other launchers
 OF_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 OF_LAUNCHERS = (
     *OF_TORCHRUN, "LOCAL_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
     "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "OMP_NUM_THREADS",
 )  # fmt: skip
+TOOLS = ("cache", "doctor")  # commands of their own, by the module in soul_cli/tools
 
 
 def main() -> None:
     """Run the command.  torch and transformers are imported once the configuration has been composed, not before."""
     with command():
+        if sys.argv[1:2] and sys.argv[1] in TOOLS:
+            return import_module(f"soul_cli.tools.{sys.argv[1]}").main(sys.argv[2:])
         check_environment()
         if group := next((arg.removesuffix("=help") for arg in sys.argv[1:] if arg.endswith("=help")), ""):
             return show_choices(group)
         import hydra
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
 
         from soul_cli.core.files import CONFIGS
+        from soul_cli.experiment.overrides import COMPOSING, explain_composition
 
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))  # may stand anywhere: first
@@ -53,10 +50,11 @@ def main() -> None:
 
         try:
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(task)()
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own raise ValueError too
-            if type(error) is ValueError and not str(error).startswith("Config group override"):
+        except COMPOSING as error:
+            text = explain_composition(error, sweeps="-m" in sys.argv or "--multirun" in sys.argv)
+            if text is None:
                 raise
-            end(MENDED, f"error: {explain_composition(error)}")
+            end(MENDED, f"error: {text}")
         if failures:  # that of a run alone: a sweep has raised its own
             raise failures[0]
         if processes() > 1:
@@ -171,44 +169,6 @@ def join_submitit() -> None:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
-def explain_composition(error: Exception) -> str:
-    """Return what is wrong with the command line, and what would be right."""
-    from hydra.errors import OverrideParseException
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-
-    from soul_cli.experiment.overrides import explain_override
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OverrideParseException):
-            return explain_override(cause.override, sweeps="-m" in sys.argv or "--multirun" in sys.argv)
-        key = getattr(cause, "full_key", None)
-        if key in RENAMED:
-            return f"{key} is called {RENAMED[key]} now"
-        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None and key:
-            place, _, name = key.rpartition(".")
-            return (
-                f"{place or 'the configuration'} has no key {name!r}; it has {', '.join(map(str, cause.parent_node))}"
-            )
-        if isinstance(cause, OmegaConfBaseException) and key:
-            return f"{key}: {str(cause).splitlines()[0]}"
-        cause = cause.__cause__
-    text = str(error).split("Config search path")[0]  # of no use to the reader
-    text = " ".join(text.removeprefix("In 'config': ").split())
-    if isinstance(error, ValueError):
-        text += "; a group is chosen by name, as in method=npo"
-    found = re.fullmatch(r"Could not find '(\w+)/.*'", text)
-    return f"{text}; there are {', '.join(choices(found[1]))}" if found else text
-
-
-def choices(group: str) -> list[str]:
-    """Return the names of a group's configurations, those in folders of it included."""
-    from soul_cli.core.files import CONFIGS
-
-    folder = CONFIGS / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-
-
 def show_choices(group: str) -> None:
     """Print what GROUP=help asks for: what the group offers, each in a line, with its paper."""
     from soul_cli.core.screen import log
@@ -218,17 +178,6 @@ def show_choices(group: str) -> None:
     if group not in GROUPS:
         raise UserError(f"{group}=help: there is help on {', '.join(GROUPS)}")
     log(described(group))
-
-
-def settle_libraries() -> None:
-    """Turn the libraries' chatter off, real warnings aside, and give nltk a place where there is no home."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    if os.path.expanduser("~") == "~":
-        os.environ.setdefault("NLTK_DATA", tempfile.gettempdir())  # where it would download to; it does not
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ import torch
 
 from soul_cli import cli
 from soul_cli.core.command import explain
+from soul_cli.core.files import CONFIGS
 from soul_cli.core.screen import log
 from soul_cli.core.streams import printable
 from soul_cli.core.types import UserError
+from soul_cli.experiment.config import compose
+from soul_cli.experiment.overrides import choices
 
 
 def python(code: str, *, reader: str = "cat", **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -75,7 +78,8 @@ def test_narrow_terminals(columns: str) -> None:
         ('from soul_cli.core.types import UserError\n  raise UserError("a \\x1b b")', 2, "error: a \\x1b b\n"),
         ("raise KeyboardInterrupt", 130, "interrupted; the same command goes on from what is finished\n"),
         ("import os\n  os.kill(os.getpid(), 15)", 143, "stopped by SIGTERM; the same command goes on\n"),
-        ("import os\n  os.kill(os.getpid(), 10)", 138, "stopped by SIGUSR1; the same command goes on\n"),
+        ("import os\n  os.kill(os.getpid(), 10)", 143, "stopped by SIGUSR1; the same command goes on\n"),
+        ("import os\n  os.kill(os.getpid(), 12)", 143, "stopped by SIGUSR2; the same command goes on\n"),
         ('open("/no/such/file")', 1, "Traceback"),
         ('open("/etc/passwd/x", "w")', 2, "error: /etc/passwd/x: not a directory; name another place"),
         ('open("/etc", "w")', 2, "error: /etc: is a directory; name another place"),
@@ -205,3 +209,59 @@ def test_help_can_be_cut_off() -> None:
     )  # fmt: skip
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+# --- help and completion -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "soul_cli.cli", "--help", "train.epochs=7"],
+        capture_output=True, timeout=300, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def test_help_opens_with_what_to_type_and_ends_with_every_key(help_text: str) -> None:
+    assert help_text.startswith("soul-unlearn [GROUP=NAME ...] [KEY=VALUE ...]\n\nType\n  soul-unlearn  ")
+    assert 'eval "$(soul-unlearn -sc install=bash)"' in help_text
+    assert "\n  epochs: 7\n" in help_text.split("Every key")[1]
+    assert max(map(len, help_text.split("Every key")[0].splitlines())) <= 120
+
+
+def test_help_explains_every_group_in_a_line_with_its_choices(help_text: str) -> None:
+    part = help_text.split("Groups")[1].split("Names and keys")[0]
+    lines = dict(line.split(maxsplit=1) for line in part.splitlines()[1:] if line)
+    inner = ("hydra", "accelerate", "paper")  # Hydra's own, Accelerate's, and what the groups are made of
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - set(inner)
+    assert lines.keys() == groups
+    for group, line in lines.items():
+        named = line.partition(": ")[2]
+        if named and not named.endswith("..."):
+            assert named.split(", ") == choices(group)
+
+
+def test_examples_of_the_help_compose(help_text: str) -> None:
+    for line in help_text.split("Type\n")[1].split("\n\n")[0].splitlines():
+        words = line.split("  ")[1].split()
+        if words[0] == "soul-unlearn" and not {"-m", "cache", "doctor"} & set(words):
+            compose(words[1:])
+
+
+def test_the_tab_key_completes_groups_names_and_keys() -> None:
+    """Hydra's script, in bash, for the command of the package."""
+    script = """
+    eval "$(soul-unlearn -sc install=bash)"
+    try() {
+        COMP_LINE="soul-unlearn $1"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=1
+        hydra_bash_completion; echo "${COMPREPLY[@]}"
+    }
+    try method=n
+    try optim.l
+    """
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": tools}, capture_output=True, timeout=300, text=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["method=none method=npo", "optim.lr="]

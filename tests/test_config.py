@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from soul_cli.cli import explain_composition
 from soul_cli.core.types import UserError
 from soul_cli.experiment.config import CONFIGS, _check_folders, compose, plain
 from soul_cli.objective.methods import METHODS
@@ -332,8 +329,8 @@ def test_mistakes_are_named(overrides: list[str], words: list[str]) -> None:
     ],
 )
 def test_unreadable_command_lines_say_what_to_type(overrides: list[str], words: list[str]) -> None:
-    with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as error:
+    with pytest.raises(UserError) as error:
         compose(overrides)
-    text = explain_composition(error.value)
+    text = str(error.value)
     assert all(w in text for w in words), text
     assert "\n" not in text

@@ -77,7 +77,7 @@ CASES = {
 
 def serve(wire: Connection) -> None:
     """A process of the pair: call what comes, send back what it returns, or the exception."""
-    distributed.start([])
+    distributed.start()
     while True:
         act = wire.recv()
         try:
@@ -321,7 +321,7 @@ def train(
             for kind, some in ((Kinds.forget, FORGET), (Kinds.retain, RETAIN))}  # fmt: skip
     data = TrainData(lambda epoch: rows[Kinds.forget], rows[Kinds.retain])
     sharded = parallel == "fsdp" and distributed.world() > 1
-    accelerator = distributed.start([])
+    accelerator = distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "sample_labels", recorded)
         options |= {"sharded": sharded}
@@ -376,7 +376,7 @@ def influence(model: Path, solver: str) -> tuple[dict[str, Any], dict[str, Tenso
     config = compose(["method=iu", f"method.solver={solver}", *changed, "train.epochs=2", "train.batch_size=3"])
     assert isinstance(config.method, IU)
     lm, data = load(model), TrainData(lambda epoch: Rows({"answer": FORGET}), Rows({"answer": RETAIN}))
-    run = Influence(lm, data, config.method, config.train, 3, distributed.start([]))
+    run = Influence(lm, data, config.method, config.train, 3, distributed.start())
     (record,) = run.unlearn(lambda done, total, what: None)
     return record, lm.state_dict()
 
@@ -483,7 +483,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(task: list[str], model: Path, work: Path, limit: int) -> list[dict[str, Any]]:
     config = compose([*task, f"eval.limit={limit}", "eval.max_total=60", f"cache_dir={work}"])
-    context = Context(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start([]))
+    context = Context(config, config.task.load(config.cache), Cache(config.cache, print), distributed.start())
     with bar("evaluating") as progress:
         return evaluate(context, lambda: load(model), encoder(model), work, progress)
 
@@ -651,7 +651,7 @@ def test_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from soul_cli.core.distributed import barrier, rank, start\n"
-        "start([])\n"
+        "start()\n"
         "if rank() == 1:\n"
         "    raise ValueError('enough')\n"
         "barrier()\n"

@@ -15,15 +15,15 @@ FLOORS = [
     {"evaluate", "train"},
     {"tasks", "report"},
     {"experiment"},
-    {"planning"},
+    {"api", "planning", "tools"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # third-party packages that only these modules may know
 OWNERS = {
     "hydra": {"experiment", "cli"},
-    "transformers": {"models", "evaluate", "experiment", "cli"},
-    "pandas": {"report"},
+    "transformers": {"models", "evaluate", "experiment", "api"},
+    "pandas": {"report", "api"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "rich": {"core", "report"},

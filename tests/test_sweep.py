@@ -193,6 +193,13 @@ def test_a_mistake_in_one_member_is_found_before_any_runs(data: Path, tmp_path: 
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_members_do_not_push_to_one_place(data: Path, tmp_path: Path) -> None:
+    more = ["-m", "seed=0,1", "save_model=true", "push_to_hub=ann/model"]
+    text = finish(start(data, tmp_path / "cache", tmp_path / "out", *more), code=2)
+    assert "push_to_hub=ann/model: several members would overwrite each other's model" in text
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_submitit_with_one_and_two_processes_a_member(
     data: Path, finished: tuple[Path, Path, str], tmp_path: Path, tasks: int
@@ -225,7 +232,7 @@ def test_killed_twice_changes_no_number(data: Path, finished: tuple[Path, Path, 
     assert all(p.stat().st_mtime_ns == then for p, then in done.items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_workers_end_with_their_sweep(
     data: Path, finished: tuple[Path, Path, str], tmp_path: Path, number: int
 ) -> None:
@@ -242,9 +249,9 @@ def test_workers_end_with_their_sweep(
     steps = [len(json.loads(p.read_text())["records"]) for p in tmp_path.glob(f"tofu/*/{WORK}/checkpoint/state.json")]
     assert len(steps) == 2  # the third was not begun
     assert min(steps) > 0
-    if number == signal.SIGTERM:
-        assert process.returncode == 128 + number
-        assert text.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+    if number != signal.SIGKILL:
+        assert process.returncode == 143
+        assert text.splitlines()[-1] == f"stopped by {signal.Signals(number).name}; the same command goes on"
         assert all(f"stopped by SIGTERM after step {n} of 1000" in text for n in steps)
         assert "Traceback" not in text
 
@@ -263,6 +270,24 @@ def test_submitit_requeues_a_member_that_a_signal_stopped(
     logs = "".join(p.read_text() for p in tmp_path.glob(".submitit/*/*_log.*"))
     assert logs.count("Starting with JobEnvironment") == 2
     assert "stopped by SIGUSR2" in logs
+
+
+def test_a_submitit_sweep_that_is_stopped_ends_its_job_and_goes_on(
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    cache, whole, _ = finished
+    given = ["-m", "hydra/launcher=submitit_local", "train.checkpoint_steps=1000"]
+    process = start(data, cache, tmp_path, *given)
+    wait_for(process, lambda: any(tmp_path.glob(f"tofu/*/{WORK}/start")))
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGUSR1)
+    text = finish(process, code=143)
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+    assert text.splitlines()[-1] == "stopped by SIGUSR1; the same command goes on"
+    assert "Traceback" not in text
+    assert list(tmp_path.glob(f"tofu/*/{WORK}/checkpoint/state.json"))
+    finish(start(data, cache, tmp_path, *given))
+    assert models(tmp_path) == models(whole)
 
 
 def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:

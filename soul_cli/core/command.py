@@ -13,7 +13,9 @@ from typing import NoReturn
 from soul_cli.core import interrupt
 from soul_cli.core.streams import UNREAD, close_output, discard_output, is_unread, prepare_output, print_error
 
-MENDED, SIGNAL = 2, 128  # exit codes; to the second the number of a signal is added
+# exit codes.  STOPPED is one for all signals that ask for an end, 128 + SIGTERM: a job script or a batch system that
+# runs the command again (SLURM's RequeueExit, say) need not know which of them came, and the message names it
+MENDED, INTERRUPTED, STOPPED = 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 # what may be wrong with a folder or file; the system's own words say what
 PLACES = (
     errno.EACCES,
@@ -33,8 +35,8 @@ MEMORY = "out of memory", "not enough memory", "alloc_cpu"  # the last two: torc
 def command() -> Iterator[None]:
     """Run a command's main function and end the process where it fails.
 
-    Exit codes: 2 after one message about what the user can mend, 130 after Ctrl-C, 128 + n after signal n, without a
-    word 141 where nobody reads the output any more.  Any other error is raised.
+    Exit codes: 2 after one message about what the user can mend, 130 after Ctrl-C, 143 after a signal that asks for an
+    end (interrupt.SIGNALS), without a word 141 where nobody reads the output any more.  Any other error is raised.
     """
     prepare_output()
     try:
@@ -50,9 +52,9 @@ def command() -> Iterator[None]:
         close_output()
         raise
     except interrupt.Stopped as stop:
-        end(SIGNAL + stop.number, str(stop))
+        end(STOPPED, str(stop))
     except KeyboardInterrupt:
-        end(SIGNAL + signal.SIGINT, "interrupted; the same command goes on from what is finished")
+        end(INTERRUPTED, "interrupted; the same command goes on from what is finished")
     except BrokenPipeError:
         if not is_unread():
             raise  # it is another pipe

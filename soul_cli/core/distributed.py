@@ -42,11 +42,10 @@ class Parallel(Enum):
     fsdp = "fsdp"
 
 
-def start(trackers: list[str]) -> Accelerator:
+def start() -> Accelerator:
     """Return Accelerate's view of the machine; under a launcher it also starts the process group."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else Accelerate ignores torchrun where there is no GPU
-        log_with=trackers or None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):

@@ -43,7 +43,7 @@ RECORDED = (
     "sentence-transformers",
     "lm-eval",
 )
-METRICS, EPOCHS = "metrics.json", "epochs.jsonl"
+METRICS, EPOCHS, STEPS = "metrics.json", "epochs.jsonl", "train.jsonl"
 WORK = "work"  # the folder of what a run goes on from
 OUTCOME = "epoch.json"  # in the work folder: which epoch's weights the model has, where epochs were evaluated
 
@@ -64,6 +64,11 @@ class RunFolder:
         """Return where the unlearned model lies until the run is finished."""
         return self.work / "model"
 
+    @property
+    def model(self) -> Path:
+        """Return where the unlearned model stays, with save_model=true."""
+        return self.path / "model"
+
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Keep other commands out of the folder.  waiting: called where one is at work on it."""
@@ -83,7 +88,7 @@ class RunFolder:
     @by_rank_0
     def is_finished(self, key: str, *, with_model: bool) -> bool:
         """Return whether all results of the run `key` are there.  with_model: its model too."""
-        if with_model and not (self.path / "model").is_dir():
+        if with_model and not self.model.is_dir():
             return False
         return read_json(self.path / METRICS, {}).get("key") == key
 
@@ -119,18 +124,19 @@ class RunFolder:
 
         model: its folder, which is moved.  outcome: which epoch's weights it has, where epochs were evaluated.
         """
-        write_lines(self.path / "train.jsonl", records)
+        write_lines(self.path / STEPS, records)
         if outcome is not None:
             write_text(self.work / OUTCOME, json.dumps(outcome))
         model.rename(self.trained)
 
     @by_rank_0
-    def keep_model(self) -> None:
-        """Copy the unlearned model to `model`, which stays."""
-        shutil.rmtree(self.path / "model", ignore_errors=True)
+    def keep_model(self, card: str) -> None:
+        """Copy the unlearned model to `model`, which stays, with its card beside it."""
+        shutil.rmtree(self.model, ignore_errors=True)
         half = self.work / ".kept"
         shutil.copytree(self.trained, half, dirs_exist_ok=True)
-        half.rename(self.path / "model")
+        write_text(half / "README.md", card)
+        half.rename(self.model)
 
     @by_rank_0
     def write_rows(self, rows: dict[str, list[Row]]) -> None:
@@ -166,6 +172,12 @@ class RunFolder:
         write_text(self.path / METRICS, json.dumps(content, indent=1, allow_nan=False))
 
     # --- reading -------------------------------------------------------------------------------------------
+
+    @by_rank_0
+    def steps(self) -> int:
+        """Return how many steps the unlearning took, 0 where nothing was trained."""
+        file = self.path / STEPS
+        return len(read_lines(file)) if file.is_file() else 0
 
     @by_rank_0
     def epochs_so_far(self) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from soul_cli.core.types import UserError
 from soul_cli.data.prompts import CHAT, TEMPLATES
 from soul_cli.evaluate.config import EpochEvalConfig, EvalConfig, Select
 from soul_cli.experiment.base_models import MODELS, AnyModel, EmbeddedModel
-from soul_cli.experiment.overrides import quoted
+from soul_cli.experiment.overrides import COMPOSING, explain_composition, quoted
 from soul_cli.objective.combine import COMBINES, Combine
 from soul_cli.objective.edit import Edit
 from soul_cli.objective.forget import Objective
@@ -67,6 +67,7 @@ class RunConfig:
     target_seed: int
     force: bool
     save_model: bool
+    push_to_hub: str | None  # a repository of the Hugging Face hub; null: the model stays here
     output_dir: str
     cache_dir: str
     trackers: list[str]
@@ -79,8 +80,8 @@ class RunConfig:
 
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = (
-        "force", "save_model", "output_dir", "cache_dir", "trackers", "parallel", "offload", "activation_checkpointing",
-        "plan", "gpu", "gpus",
+        "force", "save_model", "push_to_hub", "output_dir", "cache_dir", "trackers", "parallel", "offload",
+        "activation_checkpointing", "plan", "gpu", "gpus",
     )  # fmt: skip
     OF_TRAINING = ("train", "seed")  # of no effect where nothing is trained
     OF_PROBLEM = ("retain", "combine", "perturb")  # of no effect without an objective
@@ -159,6 +160,7 @@ def load(raw: DictConfig) -> RunConfig:
         _check_problem,
         _check_parallel,
         _check_lora,
+        _check_push,
         _check_folders,
     ):
         check(config)
@@ -303,6 +305,18 @@ def _check_lora(config: RunConfig) -> None:
             raise UserError(f"{where}.lora.load_in_4bit=true with model.dtype=float64: take bfloat16 or float32")
 
 
+def _check_push(config: RunConfig) -> None:
+    if config.push_to_hub is None:
+        return
+    if not config.save_model:
+        raise UserError(f"push_to_hub={config.push_to_hub}: the kept model is pushed; set save_model=true too")
+    if not config.changes_weights:
+        raise UserError(
+            f"push_to_hub={config.push_to_hub} with method={config.method.name}, which changes no weights: there is "
+            "no model to push"
+        )
+
+
 def _check_folders(config: RunConfig) -> None:
     """Results must have a place.  What is in a cache that can only be read is read."""
     out, cache = (expand_home(getattr(config, key), key) for key in ("output_dir", "cache_dir"))
@@ -328,9 +342,16 @@ def gpus() -> dict[str, dict[str, float]]:
 
 
 def compose(overrides: list[str]) -> RunConfig:
-    """Return the configuration of one run from command-line overrides, for scripts and tests."""
+    """Return the configuration of one run from command-line overrides.  UserError: they make none."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return load(hydra_compose("config", overrides))
+        try:
+            raw = hydra_compose("config", overrides)
+        except COMPOSING as error:
+            text = explain_composition(error, sweeps=False)
+            if text is None:
+                raise
+            raise UserError(text) from error
+        return load(raw)

@@ -55,7 +55,8 @@ class Context:
             if main():
                 write_text(out / COST, json.dumps(made[0]))
 
-        path = together(partial(self.cache.get, kind, key), measured)
+        label = f"{phase.replace('_', ' ')}, {self.config.task.name}, {self.config.model.name} model"
+        path = together(partial(self.cache.get, kind, key, of=label), measured)
         self.ledger.note(phase, once(lambda: read_json(path / COST, {})), cached=not made)
         return path
 

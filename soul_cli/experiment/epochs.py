@@ -20,6 +20,7 @@ from soul_cli.evaluate.config import Select
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import evaluate
 from soul_cli.experiment.models import save
+from soul_cli.experiment.tracking import track_epoch
 from soul_cli.models.load import ModelRef
 
 Line = dict[str, Any]
@@ -48,8 +49,8 @@ class EpochEvaluation:
         """Return metrics of the other models on the same few rows."""
         return {name: self._summary(rows) for name, rows in self.rows.items()}
 
-    def __call__(self, lm: Any, epoch: int) -> None:
-        """Evaluate lm, in eval mode, as it is after `epoch` epochs.  All processes call it."""
+    def __call__(self, lm: Any, epoch: int, steps: int) -> None:
+        """Evaluate lm, in eval mode, as it is after `epoch` epochs, `steps` steps in all.  All processes call it."""
         config = self.context.config
         every, last = config.epoch_eval.every, config.train.epochs
         assert every is not None
@@ -65,6 +66,7 @@ class EpochEvaluation:
             self._keep(lm)
         self.lines.append(line)
         self.folder.write_epochs(self.lines)
+        track_epoch(self.context.accelerator, steps, line)
         remove(parts)
         remove(self.whole)
 

@@ -93,9 +93,9 @@ def estimate(context: Context) -> float:
     return seconds
 
 
-def matmul_rate(device: torch.device, size: int = 512) -> float:
-    """Return the FLOP/s of a float32 matrix product on this machine, best of a few."""
-    a = torch.randn(size, size, device=device)
+def matmul_rate(device: torch.device, size: int = 512, dtype: torch.dtype = torch.float32) -> float:
+    """Return the FLOP/s of a matrix product on this machine, best of a few."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()

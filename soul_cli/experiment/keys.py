@@ -18,8 +18,11 @@ EXEMPT = {
     "soul_cli.core.interrupt": "signals decide when a run stops; where it goes on it comes to the same",
     "soul_cli.core.screen": "shows how far the work is: it is told numbers and answers nothing",
     "soul_cli.core.sources": "makes keys: what it finds stands in them",
+    "soul_cli.experiment.card": "says in words what a finished run came to",
     "soul_cli.experiment.header": "says in words what a run will do",
+    "soul_cli.experiment.hub": "uploads what is finished",
     "soul_cli.experiment.keys": "makes keys: what it finds stands in them",
+    "soul_cli.experiment.tracking": "tells trackers the numbers that stand in the run's files",
 }
 # libraries likewise
 EXEMPT_LIBRARIES = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.keys import code
+from soul_cli.experiment.tracking import track_step
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import Problem, finetuning
@@ -193,11 +193,11 @@ def train(
     seed: int,
     work: Path,
     progress: Bar,
-    after_epoch: Callable[[Any, int], None] | None = None,
+    after_epoch: Callable[[Any, int, int], None] | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Return the model of the reference, trained (and sharded, with parallel=fsdp), and one record a step.
 
-    after_epoch: see Trainer.train; it gets the model too.
+    after_epoch: see Trainer.train; it gets the model before, and behind the epoch how many steps there were until then.
     """
     run, accelerator = context.config, context.accelerator
     sharded = run.parallel is Parallel.fsdp and world() > 1
@@ -217,10 +217,14 @@ def train(
     def report_step(done: int, total: int, record: dict[str, float]) -> None:
         losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))
         progress.to("", done, total, f"loss {losses}")
-        if accelerator.trackers:
-            accelerator.log({k: v for k, v in record.items() if k != "step"}, step=done)
+        if accelerator.trackers:  # those of the unlearning: before it there are none
+            track_step(accelerator, done, record)
 
-    records = trainer.train(work, report_step, partial(after_epoch, lm) if after_epoch else None)
+    def between(epoch: int) -> None:
+        assert after_epoch is not None
+        after_epoch(lm, epoch, sum(map(len, trainer.plans[:epoch])))
+
+    records = trainer.train(work, report_step, between if after_epoch else None)
     return (lora.merge(adapters, lambda: context.load(ref, "cpu")) if lora else lm), records
 
 

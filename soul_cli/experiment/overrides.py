@@ -10,9 +10,14 @@ from typing import Any
 from hydra._internal.grammar.functions import Functions
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from soul_cli.core.files import CONFIGS
 
 PLAIN = re.compile(r"[A-Za-z0-9_/.\-+%:@$?*|]+")  # texts that may need no quotes
+COMPOSING = HydraException, OmegaConfBaseException, ValueError  # what composing raises
+RENAMED = {"method.retain_weight": "retain.weight", "optim.mode": "combine (combine=alternating, combine=sum)"}
 
 
 def quoted(value: Any) -> str:
@@ -62,3 +67,39 @@ def explain_override(given: str, *, sweeps: bool) -> str:
         f"{given}: this value needs quotes, as all do that have other characters than a-z, 0-9 and /.-_+%:@, and the "
         f"shell takes one pair away. Type {shlex.quote(right)}"
     )
+
+
+def explain_composition(error: Exception, *, sweeps: bool) -> str | None:
+    """Return what is wrong with overrides that could not be composed, and what would be right.
+
+    error: one of COMPOSING.  None: it is none of Hydra's.  sweeps: see explain_override.
+    """
+    if type(error) is ValueError and not str(error).startswith("Config group override"):
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OverrideParseException):
+            return explain_override(cause.override, sweeps=sweeps)
+        key = getattr(cause, "full_key", None)
+        if key in RENAMED:
+            return f"{key} is called {RENAMED[key]} now"
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None and key:
+            place, _, name = key.rpartition(".")
+            return (
+                f"{place or 'the configuration'} has no key {name!r}; it has {', '.join(map(str, cause.parent_node))}"
+            )
+        if isinstance(cause, OmegaConfBaseException) and key:
+            return f"{key}: {str(cause).splitlines()[0]}"
+        cause = cause.__cause__
+    text = str(error).split("Config search path")[0]  # of no use to the reader
+    text = " ".join(text.removeprefix("In 'config': ").split())
+    if isinstance(error, ValueError):
+        text += "; a group is chosen by name, as in method=npo"
+    found = re.fullmatch(r"Could not find '(\w+)/.*'", text)
+    return f"{text}; there are {', '.join(choices(found[1]))}" if found else text
+
+
+def choices(group: str) -> list[str]:
+    """Return the names of a group's configurations, those in folders of it included."""
+    folder = CONFIGS / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))

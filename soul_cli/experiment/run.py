@@ -16,7 +16,7 @@ from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate import general
 from soul_cli.evaluate.config import Select
 from soul_cli.evaluate.judges import make_judge
-from soul_cli.experiment import evaluation, models, unlearning
+from soul_cli.experiment import card, evaluation, hub, models, tracking, unlearning
 from soul_cli.experiment.checks import check
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
@@ -32,7 +32,9 @@ from soul_cli.train import checkpoint
 
 def run(config: RunConfig) -> Path:
     """Run (or find finished) one experiment and return its folder.  On several processes all of them call it."""
-    accelerator = start(config.trackers)
+    accelerator = start()
+    if config.push_to_hub is not None:
+        hub.check(config.push_to_hub)
     data = once(lambda: config.task.load(config.cache))
     context = Context(config, data, Cache(config.cache, log), accelerator)
     key = digest(
@@ -56,6 +58,8 @@ def run(config: RunConfig) -> Path:
             log(describe(context, folder.path, notes))
             _run(context, folder, key)
         folder.tidy()
+    if config.push_to_hub is not None:
+        hub.push(config.push_to_hub, folder.model)
     return folder.path
 
 
@@ -78,9 +82,6 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
     config, data, task = context.config, context.data, context.config.task
     plain = config.plain()
     folder.write_config(plain)
-    if config.trackers:
-        context.accelerator.project_configuration.set_directories(str(folder.path))
-        context.accelerator.init_trackers("soul-unlearn", {"config": str(plain)})
     context.ledger = cost.Ledger(folder.work / "cost.json")
     rows: dict[str, list[Row]] = {}
 
@@ -91,17 +92,18 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
         rows["retain_trained"] = evaluation.rows(context, "evaluate_retain_trained", retain, "the retain-trained model")
     elif task.retain_rows:
         rows["retain_trained"] = read_retain_rows(evaluation.retain_rows_file(task.retain_rows))
-    if isinstance(config.method, Prompting):
-        log(f"system prompt: {data.system_prompt}")
-        rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
-    elif config.changes_weights:
-        rows["this_run"] = _unlearn(context, target, folder, rows)
-
-    folder.write_rows(rows)
-    metrics, absent = once(lambda: _summarise(config, rows))
+    with tracking.tracked(context.accelerator, config.trackers, str(folder.path), plain):
+        if isinstance(config.method, Prompting):
+            log(f"system prompt: {data.system_prompt}")
+            rows["this_run"] = evaluation.rows(context, "evaluate", target, "the prompted model", data.system_prompt)
+        elif config.changes_weights:
+            rows["this_run"] = _unlearn(context, target, folder, rows)
+        folder.write_rows(rows)
+        metrics, absent = once(lambda: _summarise(config, rows))
+        tracking.track_result(context.accelerator, folder.steps(), metrics, task.headline())
+    if config.save_model and config.changes_weights:
+        folder.keep_model(once(lambda: card.write(config, metrics, task.headline())))
     folder.write_metrics(key, plain, config.title, metrics, absent, context.ledger.phases, task.headline())
-    for tracker in context.accelerator.trackers:
-        tracker.finish()
 
 
 def _summarise(
@@ -129,8 +131,6 @@ def _unlearn(context: Context, target: ModelRef, folder: RunFolder, others: dict
             context, lambda: context.load(unlearned), context.encoder(unlearned), folder.work, progress
         )
         context.ledger.note("evaluate", cost.spent(), cached=False)
-    if config.save_model:
-        folder.keep_model()
     return rows
 
 

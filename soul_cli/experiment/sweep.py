@@ -158,12 +158,18 @@ class Members(Sweeper):
         from soul_cli.experiment.config import load
         from soul_cli.experiment.run import prepare
 
+        names: list[str] = []
         for line in lines:
             raw = self.hydra_context.config_loader.load_sweep_config(self.config, line)
             try:
                 config = load(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
                 if not config.plan:
                     prepare(config)
+                if config.push_to_hub in names:
+                    raise UserError(
+                        f"push_to_hub={config.push_to_hub}: several members would overwrite each other's model"
+                    )
+                names += [config.push_to_hub] if config.push_to_hub else []
             except UserError as error:
                 raise UserError(f"{error} (member {' '.join(line)}; none has been run)") from None
 

@@ -1,0 +1,1 @@
+"""Small commands beside runs: what lies in the cache, what the machine is."""
