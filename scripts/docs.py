@@ -10,14 +10,16 @@ Numbers have a mark, an HTML comment, which neither GitHub nor the built pages s
     0.583<!-- table1_tofu_embedded_wide npo adamw forget_quality_D -->
 
 is the value of the column forget_quality_D in the one row of results/table1_tofu_embedded_wide.csv that has the values
-npo and adamw, rounded to the digits that stand there.  A file with an ending (`bench.md`) is a Markdown file, whose first
-table is read.  A table has one mark above it, in YAML:
+npo and adamw, rounded to the digits that stand there.  Of a file with an ending (`bench.md`), the first table is read.
+A table has one mark above it, in YAML:
 
     <!-- table table1_tofu_embedded_wide
-    rows: {original: original, npo, adamw: npo adamw}      # what the first columns show, parted by commas: the row's values
-    head: method, optimizer                                # what stands above them
-    columns: {KS D ↓: forget_quality_D}                    # title: column, or further values of the row and the column
-    digits: 3                                              # behind the point; with ± where there is a column COLUMN_sd
+    head: method, optimizer              # of the first columns
+    rows:
+      original: original                 # what the first columns show, parted by commas: the values that find the row
+      npo, adamw: npo adamw
+    columns: {KS D ↓: forget_quality_D}  # title: further values that find the row, where needed, and the column
+    digits: 3                            # behind the point; with ± where the file has a column COLUMN_sd
     -->
 """
 
@@ -152,8 +154,8 @@ def keys_page() -> str:
         "<!-- written by scripts/docs.py from the comments in configs/: do not edit -->",
         "# Every key",
         "",
-        "Every key can be set on the command line, `KEY=VALUE`. The values here are those of the files in `configs/`; a "
-        "preset may replace them, and `soul-unlearn ... --cfg job` prints what holds "
+        "Every key can be set on the command line, `KEY=VALUE`. The values here are those of the files in `configs/`; "
+        "a preset may replace them, and `soul-unlearn ... --cfg job` prints what holds "
         "(see [Configuration](configuration.md)).",
         "",
         "## The run",

@@ -17,9 +17,9 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from soul_cli.core.files import CONFIGS
+from soul_cli.evaluate import metrics as m
 from soul_cli.experiment.config import compose
 from soul_cli.objective.combine import COMBINES
 from soul_cli.objective.methods import METHODS
@@ -39,7 +39,8 @@ FENCED = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<code>.*?)^(?P=i
 def docs() -> ModuleType:
     """scripts/docs.py."""
     spec = importlib.util.spec_from_file_location("docs_script", ROOT / "scripts" / "docs.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = sys.modules["docs_script"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -68,6 +69,7 @@ def commands(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+GROUPS = ("task", "model", "method", "retain", "combine", "perturb", "optim")
 ALL = list(dict.fromkeys(c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))))
 
 
@@ -191,22 +193,19 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-CHOICES = [(g, p.stem) for g in ("task", "model", "method", "retain", "combine", "perturb", "optim")
-           for p in sorted((CONFIGS / g).glob("*.yaml"))]  # fmt: skip
-
-
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_key_has_a_line(group: str, choice: str) -> None:
+def test_every_key_has_a_line() -> None:
     text = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
-    lines = dict(re.findall(r"^\| `([\w.]+)` \| .*? \| ?(.*) \|$", text, re.M))
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        made = OmegaConf.to_container(hydra_compose("config", [f"{group}={choice}"]), resolve=False)
-    for key in leaves(made):
-        parts = key.split(".")
-        lined = next((w for n in range(len(parts), 0, -1) if (w := ".".join(parts[:n])) in lines), "")
-        if parts[-1] != "name":
-            assert lined, f"{key} has no line in docs/keys.md"
-            assert lines[lined].strip(), f"{lined} has no words: write a comment beside it in configs/"
+    files = {CONFIGS / "config.yaml": ""} | {f: f"{g}." for g in GROUPS for f in sorted((CONFIGS / g).glob("*.yaml"))}
+    assert len(files) > 20
+    for file, group in files.items():
+        part = text.partition(f"### {group[:-1]}={file.stem}\n")[2] if group else text.partition("## The run")[2]
+        lines = dict(re.findall(r"^\| `([\w.]+)` \| .*? \| ?(.*) \|$", re.split(r"^### ", part, flags=re.M)[0], re.M))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key in leaves({k: v for k, v in values.items() if k not in ("defaults", "hydra", "name")}, group):
+            parts = key.split(".")
+            line = next((k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in lines), "")
+            assert line, f"{key} has no line in docs/keys.md"
+            assert lines[line].strip(), f"{line} has no words: write a comment beside it in {file}"
 
 
 @pytest.mark.parametrize(
@@ -219,12 +218,41 @@ def test_every_choice_stands_on_the_page_of_methods(heading: str, names: dict[st
     assert not missing, f"docs/methods.md does not name {heading}={', '.join(missing)}"
 
 
+def test_the_worked_examples_are_right() -> None:
+    """Each number as the page shows it, and as the code gives it."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    true, false = [1.0], [[2.0, 4.0]]
+    examples = [
+        ("a probability of {:.3f}", m.probability(true)[0]),
+        ("= {:.3f} and the arithmetic R", m.truth_ratio(true, false, mean="geometric")[0]),
+        ("/2)/0.368 = {:.3f}", m.truth_ratio(true, false, mean="arithmetic")[0]),
+        ("so D = {:.1f}.", m.ks_test([0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.5, 0.6])[1]),
+        ("recall 3/5 = {:.1f}", m.rouge_l("She was born in Oslo", "She was raised in Bergen")),
+        ("4/6 = {:.3f}", m.extraction_strength([1, 0, 1, 1, 1, 1])),
+        ("5/6 = {:.3f}", m.exact_memorization([1, 0, 1, 1, 1, 1])),
+        ("= {:.3f} bits", m.ngram_entropy("a b c d")),
+        ("scores {:.0f}.", m.ngram_entropy("{{{{{{")),
+        ("the score −{:.0f}.", -m.min_k([-0.1, -3, -0.2, -1], 50)),
+        ("three are above: {:.2f}", m.auroc([-0.5, -1], [-0.8, -2])),
+        ("1/0.3) = {:.2f}", m.harmonic_mean([0.9, 0.9, 0.3])),
+        ("is b c d: {:.0f}.", m.longest_common_run([1, 2, 3, 4, 5, 6], [0, 2, 3, 4, 0, 6])),
+        ("F1 {:.3f}", m.rouge_l_f1("p q r s t", "p q r s 1 2 3 4 5 6")),
+        ("exp(900/400) = {:.2f}", m.perplexity(900, 400)),
+        ("At 0.5: 1 − 0.1/0.5 = {:.1f}", m.nearness(0.5, 0.4, 0.9)),
+        ("1 − 0.2/0.4 = {:.1f}", m.nearness(0.2, 0.4, 0.9)),
+    ]
+    flat = " ".join(text.split())
+    assert not [shown for words, number in examples if (shown := words.format(number)) not in flat]
+
+
 def test_every_column_of_the_reports_stands_on_the_page_of_metrics() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    stems = [re.sub(r"^(forget|retain|real_authors|world_facts|holdout)_", "", re.sub(r"_(\d+)(?=_|$)", "_20", c.metric))
-             for made in layout.LAYOUTS.values() for g in made.groups if g.title != "Cost" for c in g.columns]  # fmt: skip
-    missing = sorted({s for s in stems if s not in text and s.replace("_20", "_50") not in text})
-    assert not missing, missing
+    columns = [
+        c.metric for made in layout.LAYOUTS.values() for g in made.groups if g.title != "Cost" for c in g.columns
+    ]
+    split = re.compile(r"^(forget|retain|real_authors|world_facts|holdout)_")
+    stems = {split.sub("", re.sub(r"_(20|60|100|300)(?=_|$)", "_20", metric)) for metric in columns}
+    assert not [stem for stem in stems if stem not in text]
 
 
 # --- form ------------------------------------------------------------------------------------------------------
