@@ -24,5 +24,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let links point to the copies."""
-    return re.sub(r"\]\(\.\./([^)#]+)", lambda m: f"]({COPIES.get(m[1], f'../{m[1]}')}", markdown)
+    """Let links point to the copies, and those of the copies to the pages."""
+    markdown = re.sub(r"\]\(\.\./([^)#]+)", lambda m: f"]({COPIES.get(m[1], f'../{m[1]}')}", markdown)
+    return markdown.replace("](docs/", "](../")

@@ -76,7 +76,7 @@ ALL = list(dict.fromkeys(c for page in PAGES for c in commands(page.read_text(en
 def overrides(command: str) -> list[str]:
     """Return the overrides of a command; [] where it is no run."""
     words = shlex.split(command)
-    if words[0] in ONES_OWN or "method=help" in words or "..." in words:
+    if words[0] in ONES_OWN or "..." in words or any(word.endswith("=help") for word in words):
         return []
     return [w for w in words if not w.startswith("-") and w not in ("job", "hydra")]
 
