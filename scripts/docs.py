@@ -188,7 +188,9 @@ def keys_page() -> str:
 # --- numbers ---------------------------------------------------------------------------------------------------
 
 NUMBER = re.compile(r"(?P<shown>[−+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?P<mark><!-- (?P<address>[^>\n]+?) -->)")
-TABLE = re.compile(r"(?P<mark>^<!-- table (?P<file>\S+)\n(?P<spec>.*?)^-->\n)(?P<table>(?:^\|.*\n)*)", re.M | re.S)
+TABLE = re.compile(
+    r"(?P<mark>^<!-- table (?P<file>\S+)\n(?P<spec>.*?)^-->\n)\n?(?P<table>(?:^\|[^\n]*\n)*)", re.M | re.S
+)
 
 
 @lru_cache
@@ -255,7 +257,7 @@ def filled(text: str) -> str:
         return as_shown(row[column], found["shown"]) + found["mark"]
 
     def whole(found: re.Match[str]) -> str:
-        return found["mark"] + table(found["file"], yaml.safe_load(found["spec"]))
+        return f"{found['mark']}\n{table(found['file'], yaml.safe_load(found['spec']))}"
 
     return NUMBER.sub(number, TABLE.sub(whole, text))
 

@@ -163,6 +163,19 @@ def test_numbers_and_keys_are_those_of_their_files(docs: ModuleType) -> None:
     assert docs.stale() == [], "run scripts/docs.py"
 
 
+def test_a_table_is_filled_from_its_mark_and_what_follows_stays(docs: ModuleType) -> None:
+    mark = (
+        "<!-- table table1_tofu_smollm2_wide\nhead: method, optimizer\n"
+        "rows:\n  original: original\n  npo, soul: npo soul\ncolumns: {D: forget_quality_D}\n-->\n"
+    )
+    whole = docs.filled(f"Before.\n\n{mark}\nAfter.\n\n| no | table of ours |\n")
+    assert whole.startswith(
+        f"Before.\n\n{mark}\n| method | optimizer | D |\n| --- | --- | --- |\n| original | - | 0.275 |\n"
+    )
+    assert whole.endswith("| npo | soul | 0.175 |\n\nAfter.\n\n| no | table of ours |\n")
+    assert docs.filled(whole) == whole == docs.filled(whole.replace("0.175", "0.2"))
+
+
 def test_a_wrong_number_is_seen(docs: ModuleType) -> None:
     mark = "<!-- table1_tofu_smollm2_wide npo soul mia -->"
     right = docs.filled(f"0.9{mark}")
