@@ -75,6 +75,7 @@ FALLBACKS = {  # of keys that several files have, where none has a comment
     "path": "a hub id or a folder",
     "rho": "factor of the curvature in the divisor of a step",
     "scale_ratio": "each scale of the line search is this many times the one before",
+    "steps": "steps that look for the worst place",
     "template": "prompt template: plain, text, llama2, soul_released, or chat, the tokenizer's own",
     "weight_decay": "decoupled; spares biases and norms",
 }
