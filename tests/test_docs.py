@@ -127,6 +127,24 @@ def test_a_wrong_command_is_seen() -> None:
             test_every_command_composes(wrong)
 
 
+EXAMPLES = {"method=unlikelihood"}  # what the page on extending adds
+CHOICE = re.compile(rf"\b({'|'.join((*GROUPS, 'experiment', 'sweep'))})=([a-z][\w/]*)(?![\w/.*=])")
+KEY = re.compile(rf"(?<![\w/])(?:{'|'.join((*GROUPS, 'train', 'eval', 'epoch_eval'))})\.[a-z_]\w*(?:\.[a-z_]\w*)*")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "docs/keys.md"])
+def test_choices_and_keys_in_the_text_are_there(name: str) -> None:
+    known = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "keys.md").read_text(encoding="utf-8"), re.M)
+    for span in code((ROOT / name).read_text(encoding="utf-8")):
+        for group, choice in CHOICE.findall(span):
+            there = (CONFIGS / group / f"{choice}.yaml").is_file() or choice == "help"
+            assert there or f"{group}={choice}" in EXAMPLES, f"{group}={choice} is not there"
+        for key in KEY.findall(span):
+            parts = key.split(".")
+            above = {".".join(parts[:n]) for n in range(2, len(parts) + 1)}
+            assert above & set(known) or any(k.startswith(f"{key}.") for k in known), f"{key} is no key"
+
+
 # --- links -----------------------------------------------------------------------------------------------------
 
 
