@@ -21,7 +21,7 @@ METHOD = re.search(r"^## A method.*?(?=^## )", (ROOT / "docs/extending.md").read
 def blocks(kind: str) -> list[str]:
     assert METHOD
     found = re.findall(rf"^ *```{kind}\n(.*?)^ *```", METHOD[0], flags=re.M | re.S)
-    return ["".join(line.removeprefix("   ") for line in block.splitlines(keepends=True)) for block in found]
+    return ["".join(line.removeprefix("    ") for line in block.splitlines(keepends=True)) for block in found]
 
 
 def test_the_example_passes_its_own_test():
