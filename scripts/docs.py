@@ -190,7 +190,7 @@ def keys_page() -> str:
 
 NUMBER = re.compile(r"(?P<shown>[−+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?P<mark><!-- (?P<address>[^>\n]+?) -->)")
 TABLE = re.compile(
-    r"(?P<mark>^<!-- table (?P<file>\S+)\n(?P<spec>.*?)^-->\n)\n?(?P<table>(?:^\|[^\n]*\n)*)", re.M | re.S
+    r"(?P<mark>^<!-- table (?P<file>\S+)\n(?P<spec>.*?)^-->\n)(?P<table>\n?(?:^\|[^\n]*\n)+)?", re.M | re.S
 )
 
 

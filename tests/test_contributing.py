@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 from omegaconf import OmegaConf
@@ -24,10 +25,12 @@ def blocks(kind: str) -> list[str]:
     return ["".join(line.removeprefix("    ") for line in block.splitlines(keepends=True)) for block in found]
 
 
-def test_the_example_passes_its_own_test():
+def test_the_example_passes_its_own_test(monkeypatch: pytest.MonkeyPatch):
     term, check = blocks("python")
-    names: dict[str, Any] = {"__name__": __name__, "math": math, "pytest": pytest}
-    names |= {"BY_TOKEN": BY_TOKEN, "two_answers": two_answers}
+    module = ModuleType("example")  # a dataclass's annotations are looked up in its module
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = vars(module)
+    names |= {"math": math, "pytest": pytest, "BY_TOKEN": BY_TOKEN, "two_answers": two_answers}
     exec(term, names)
     exec(check, names)
     names["test_unlikelihood"]()
