@@ -99,7 +99,9 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
 
     folder.write_rows(rows)
     metrics, absent = once(lambda: _summarise(config, rows))
-    folder.write_metrics(key, plain, config.title, metrics, absent, context.ledger.phases, task.headline())
+    folder.write_metrics(
+        key, plain, config.title, metrics, absent, context.ledger.phases, task.headline(), task.columns()
+    )
     for tracker in context.accelerator.trackers:
         tracker.finish()
 
