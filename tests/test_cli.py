@@ -34,7 +34,7 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     assert {"prompt", "gold", "generation", "nll", "rougeL"} <= set(rows[0])
     for words in ("forget 20 of 200 pairs", "retain-trained model", "forget_quality ", "forget_rougeL ", "gold"):
         assert words in text, words
-    assert text.endswith(f"written to {folder}\npage: {folder}/report.html\n")
+    assert f"written to {folder}\npage: {folder}/report.html\n" in text
     saved = json.loads((folder / "metrics.json").read_text())
     assert set(saved["models"]) == {"original", "retain_trained", "this_run"}
     phases = ("base_model", "target_model", "retain_model", "evaluate_original", "evaluate_retain_trained",

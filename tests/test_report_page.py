@@ -270,7 +270,7 @@ addEventListener("load", () => {
   out.cut = images.filter((image) => image.getBoundingClientRect().right > doc.documentElement.clientWidth).length;
   out.images = images.length;
   const focusable = [...doc.querySelectorAll("a, button, input, select, summary, [tabindex='0']")].filter((e) => {
-    return e.getClientRects().length && !e.disabled;
+    return e.checkVisibility() && !e.disabled;
   });
   out.unseen = focusable.filter((e) => {
     e.focus({ focusVisible: true });

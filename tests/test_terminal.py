@@ -65,7 +65,7 @@ def test_the_headline_has_eight_lines_in_eighty_columns(
     table = rest[: next(i for i, line in enumerate(rest) if line.startswith("verdict: "))]
     assert len(table) == 7
     assert re.fullmatch(r"forgetting forget_rougeL +0.900 +0.200 +0.123 +near *", table[0])
-    assert re.fullmatch(r"kept       retain_rougeL +0.950 +0.900 +0.900 +past *", table[1])
+    assert re.fullmatch(r"kept       retain_rougeL +0.950 +0.900 +0.900 short of *", table[1])
     assert max(map(len, [head, *table])) <= 80
     assert "\ncost: 15.0 s, peak memory 100 MB; cached: target model (60.0 s when made)\n" in text
     assert text.endswith(f"written to {folder}\npage: {folder}/report.html\n")
@@ -79,7 +79,7 @@ def test_no_number_is_cut_and_no_model_vanishes(
     monkeypatch.setenv("COLUMNS", str(columns))
     text = printed(folder, capsys, verbose=verbose)
     assert f"written to {folder}\npage: {folder}/report.html\n" in text
-    table = text[: re.search("^(verdict: |↑)", text, re.MULTILINE).start()]  # type: ignore[union-attr]
+    table = text[: re.search("^(verdict: |↑ higher)", text, re.MULTILINE).start()]  # type: ignore[union-attr]
     intervals = table.count("0.111 … 0.222")
     table = table.replace("0.111 … 0.222", "")
     assert "…" not in table

@@ -87,7 +87,7 @@ def report(args: argparse.Namespace) -> str:
     write_text(out.path("table_wide", ".csv"), wide_csv(table, layout))
     if places:
         write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(speakers), places))
-    headline = grid(table, headline_layout(headline_of(runs[0].content), layout), "", [], brief=False)
+    headline = grid(table, headline_layout(headline_of(runs[0].content)), "", [], brief=False)
     page = page_html(
         f"Unlearning report: {task}", headline=headline, sentences=[], full=full, beside=beside,
         pictures=draw(Source(runs, table, layout), out), runs=runs, layout=layout, speakers=speakers,

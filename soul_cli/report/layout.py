@@ -188,14 +188,12 @@ def layout_of(task: str, metrics: list[str]) -> Layout:
     return Layout((Group(task, "", tuple(Column(m, m) for m in metrics)), COST), ((forget, keep),))
 
 
-def headline_layout(headline: list[Headline], layout: Layout) -> Layout:
-    """Return the headline's metrics as a layout, a group an aspect, with the titles and axes of the whole one."""
-    titles = {c.metric: f"{g.title}: {c.title}" for g in layout.groups for c in g.columns}
+def headline_layout(headline: list[Headline]) -> Layout:
+    """Return the headline's metrics as a layout, a group an aspect."""
     groups: dict[str, list[Column]] = {}
     for line in headline:
-        title = titles.get(line.metric, line.metric)
-        groups.setdefault(line.aspect, []).append(Column(line.metric, title))
-    return Layout(tuple(Group(aspect, "", tuple(columns)) for aspect, columns in groups.items()), layout.axes)
+        groups.setdefault(line.aspect, []).append(Column(line.metric, line.metric))
+    return Layout(tuple(Group(aspect, "", tuple(columns)) for aspect, columns in groups.items()), ())
 
 
 def rank(method: str, optim: str) -> tuple[int, str, int, str]:
