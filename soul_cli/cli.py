@@ -105,7 +105,7 @@ def run_member(raw: DictConfig) -> str:
 
 
 def perform(raw: DictConfig, *, table: bool) -> str:
-    """Print the plan, or do the run and print its table or where it lies; return its folder."""
+    """Print the plan, or do the run, write its page and print its headline or where it lies; return its folder."""
     from soul_cli.core.screen import log
     from soul_cli.experiment.config import load
 
@@ -116,13 +116,15 @@ def perform(raw: DictConfig, *, table: bool) -> str:
         log(outlook(config))
         return ""
     from soul_cli.experiment.run import run
-    from soul_cli.report.terminal import print_run
+    from soul_cli.report.run_page import write_page
+    from soul_cli.report.terminal import print_place, print_run
 
     folder = run(config)
+    write_page(folder)
     if table:
-        print_run(folder)
+        print_run(folder, verbose=config.verbose)
     else:
-        log(f"written to {folder}")
+        print_place(folder)
     return str(folder)
 
 

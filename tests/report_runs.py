@@ -56,7 +56,11 @@ def write_run(
     values = {"original": original, "retain_trained": RETAIN, "this_run": own}
     content = {
         "key": folder.name, "task": "tofu", "method": method, "optim": optim, "seed": seed, "target_seed": 0,
-        "headline": ["forget_rougeL", "retain_rougeL"],
+        "headline": [
+            {"aspect": "forgetting", "metric": "forget_rougeL", "near_from": None},
+            {"aspect": "kept", "metric": "retain_rougeL", "near_from": None},
+        ],
+        "columns": ["forget_rougeL", "retain_rougeL"], "absent": {}, "epoch_eval": None,
         "models": {model: {k: metric(k, v) for k, v in some.items()} for model, some in values.items()},
         "cost": {"target_model": spent(60.0, cached=True), "unlearn": spent(10.0 + seed), "evaluate": spent(5.0)},
         **(change or {}),
@@ -83,5 +87,6 @@ def write_epochs(folder: Path, forget: list[float], keep: list[float], metric: s
     (folder / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     content = json.loads((folder / "metrics.json").read_text())
     levels = {"original": values(0.9, 0.95), "retain_trained": values(0.2, 0.9)}
-    content["epoch_eval"] = {"select": "last", "epoch": len(lines) - 1, "score": 0.5, "levels": levels}
+    epochs = list(range(len(lines)))
+    content["epoch_eval"] = {"select": "last", "epoch": epochs[-1], "of": epochs, "score": 0.5, "levels": levels}
     (folder / "metrics.json").write_text(json.dumps(content))

@@ -20,7 +20,7 @@ from soul_cli.core.run_folder import WORK
 def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     _, out, text = finished
     folder = only_run(out)
-    for name in ("config.yaml", "environment.json", "train.jsonl", "rows.jsonl", "metrics.json"):
+    for name in ("config.yaml", "environment.json", "train.jsonl", "rows.jsonl", "metrics.json", "report.html"):
         assert (folder / name).stat().st_size, name
     assert {p.name for p in (folder / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not (folder / "work").exists()
@@ -32,8 +32,9 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 5 * 12
     assert {"prompt", "gold", "generation", "nll", "rougeL"} <= set(rows[0])
-    for words in ("forget 20 of 200 pairs", "retain-trained model", "forget_quality ↑", "forget_rougeL →R", "gold"):
+    for words in ("forget 20 of 200 pairs", "retain-trained model", "forget_quality ", "forget_rougeL ", "gold"):
         assert words in text, words
+    assert f"written to {folder}\npage: {folder}/report.html\n" in text
     saved = json.loads((folder / "metrics.json").read_text())
     assert set(saved["models"]) == {"original", "retain_trained", "this_run"}
     phases = ("base_model", "target_model", "retain_model", "evaluate_original", "evaluate_retain_trained",

@@ -218,7 +218,7 @@ def spoil(folder: Path, **changes: float) -> None:
         plain = {**metric(name, value), "value": str(value) if math.isinf(value) else value}
         content["models"]["this_run"][name] = plain
         content["models"]["original"][name] = metric(name, 3.0)
-    content["headline"] += list(changes)
+    content["columns"] += list(changes)
     (folder / "metrics.json").write_text(json.dumps(content, allow_nan=False))
 
 

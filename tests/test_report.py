@@ -226,7 +226,7 @@ def test_messages_name_the_file(tmp_path: Path) -> None:
     assert unfinished([tmp_path]) == [folder]
 
 
-def test_a_task_without_a_layout_shows_its_headline() -> None:
+def test_a_task_without_a_layout_shows_its_columns() -> None:
     layout = layout_of("other", ["ppl", "forget_bleu", "retain_bleu"])
     assert [c.metric for c in layout.groups[0].columns] == ["ppl", "forget_bleu", "retain_bleu"]
     assert layout.axes == (("forget_bleu", "retain_bleu"),)
@@ -234,10 +234,10 @@ def test_a_task_without_a_layout_shows_its_headline() -> None:
     assert known.groups[-1] == Group("Other", "", (Column("new_metric", "new_metric"),))
 
 
-def test_layouts_have_a_column_for_every_headline_metric() -> None:
+def test_layouts_have_a_column_for_every_metric_of_the_tasks() -> None:
     never = {"real_authors_acc_own", "world_facts_acc_own"}  # gold answers there are contained, not nearest
-    assert set(tofu_metrics.HEADLINE) - never <= {c.metric for c in TOFU.columns}
-    assert set(copyright_metrics.headline([20, 300])) <= {c.metric for c in LAYOUTS["copyright"].columns}
+    assert set(tofu_metrics.COLUMNS) - never <= {c.metric for c in TOFU.columns}
+    assert set(copyright_metrics.columns([20, 300])) <= {c.metric for c in LAYOUTS["copyright"].columns}
 
 
 # --- files -------------------------------------------------------------------------------------------------

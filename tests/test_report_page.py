@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from soul_cli.report.figures.look import PALETTE, SHAPES, Styles, panels, save
 from soul_cli.report.figures.source import Source
 from soul_cli.report.figures.tradeoff import frontier, tradeoff
 from soul_cli.report.layout import LAYOUTS
-from soul_cli.report.page import list_answers
+from soul_cli.report.page import TEMPLATES, list_answers
 from soul_cli.report.read import find_runs
+from soul_cli.report.run_page import write_page
 from soul_cli.report.tables import tabulate
 
 STYLES = Styles([("npo", "soul")])
@@ -262,6 +266,30 @@ addEventListener("load", () => {
   const names = () => [...doc.querySelectorAll("#example .who")].map((e) => e.firstChild.textContent);
   out.title = doc.title;
   out.overflow = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
+  const images = [...doc.querySelectorAll("figure img")];
+  out.cut = images.filter((image) => image.getBoundingClientRect().right > doc.documentElement.clientWidth).length;
+  out.images = images.length;
+  const focusable = [...doc.querySelectorAll("a, button, input, select, summary, [tabindex='0']")].filter((e) => {
+    return e.checkVisibility() && !e.disabled;
+  });
+  out.unseen = focusable.filter((e) => {
+    e.focus({ focusVisible: true });
+    return doc.activeElement !== e || view.getComputedStyle(e).outlineStyle !== "solid";
+  }).map((e) => e.outerHTML.slice(0, 80));
+  out.focused = focusable.length;
+  one("figure .enlarge")?.click();
+  out.enlarged = one("figure .enlarge")?.getAttribute("aria-pressed");
+  out.sections = [...doc.querySelectorAll("section")].map((e) => e.id);
+  const columns = () => [...one("#results thead").rows[1].cells].slice(3).filter((e) => !e.hidden).map((e) => e.title);
+  const groups = () => [...one("#results thead").rows[0].cells].slice(1).filter((e) => !e.hidden)
+    .map((e) => `${e.textContent} ${e.colSpan}`);
+  const tick = (selector) => one(`.chooser ${selector}`).click();
+  out.opened = columns();
+  one(".chooser .usual").click(); out.usual = [columns(), groups(), view.location.hash];
+  tick("[value=retain_acc]"); tick("fieldset:last-child .group");
+  out.chosen = [columns(), groups(), view.location.hash];
+  one("nav a[href='#answers']").click(); out.section = [view.location.hash, doc.activeElement.textContent];
+  one(".chooser .every").click();
   out.start = rows();
   heading("ROUGE-L").click(); out.up = rows();
   heading("ROUGE-L").click(); out.down = rows();
@@ -279,13 +307,13 @@ addEventListener("load", () => {
 </script>"""
 
 
-def clicked(page: Path, width: int) -> dict[str, Any]:
+def clicked(page: Path, width: int, fragment: str = "") -> dict[str, Any]:
     """What the page shows while it is clicked, in an iframe of the given width in pixels."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("Chromium is not installed")
     harness = page.with_name("harness.html")
-    harness.write_text(HARNESS.replace("WIDTH", str(width)))
+    harness.write_text(HARNESS.replace("WIDTH", str(width)).replace("report.html", f"{page.name}{fragment}"))
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
         "--disable-component-update --disable-sync --allow-file-access-from-files --dump-dom"
@@ -315,10 +343,191 @@ def test_the_page_in_a_browser(page: Path) -> None:
     assert seen["everySeed"][4:] == ["npo soul, seed 0", "npo soul, seed 1"]
     assert (seen["found"], seen["none"]) == ("1 of 1 questions", "no question passes the filters")
     assert seen["overflow"] == 0
+    assert seen["sections"] == ["headline", "answers", "results", "paper", "figures", "runs"]
 
 
-def test_the_page_fits_a_phone(page: Path) -> None:
-    assert clicked(page, 390)["overflow"] == 0
+def test_columns_are_chosen_in_a_browser(page: Path) -> None:
+    seen = clicked(page, 1280)
+    rest = ["retain_rougeL", "unlearn_seconds", "unlearn_peak_mb", "optimizer_state_mb"]
+    usual = ["forget_quality", "forget_rougeL", "retain_acc", *rest]
+    assert seen["opened"] == usual
+    assert seen["usual"] == [usual, ["Forgetting efficacy 2", "Utility on retain 2", "Cost 3"], ""]
+    # one column off, and all of the last group on
+    costs = ["unlearn_seconds", "unlearn_peak_mb", "optimizer_state_mb", "parameter_mb", "unlearn_tokens",
+             "unlearn_forward_passes", "unlearn_backward_passes", "evaluate_seconds"]  # fmt: skip
+    chosen = ["forget_quality", "forget_rougeL", "retain_rougeL", *costs]
+    assert seen["chosen"] == [
+        chosen,
+        ["Forgetting efficacy 2", "Utility on retain 1", "Cost 8"],
+        f"#columns={','.join(chosen)}",
+    ]
+    assert seen["section"] == [f"#answers&columns={','.join(chosen)}", "Answers"]
+    assert clicked(page, 1280, "#results&columns=retain_acc,no_such")["opened"] == ["retain_acc"]
+
+
+def test_the_page_fits_a_phone_and_the_keyboard(page: Path) -> None:
+    seen = clicked(page, 390)
+    assert (seen["overflow"], seen["cut"], seen["images"]) == (0, 0, 4)
+    assert seen["focused"] > 30
+    assert seen["unseen"] == []  # what has the focus shows it
+    assert seen["enlarged"] == "true"
+
+
+class Outline(HTMLParser):
+    """What a screen reader and the keyboard meet: headings, and controls without a name."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.headings: list[int] = []
+        self.unnamed: list[str] = []
+        self.labels = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.labels += tag == "label"
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        named = {
+            "input": self.labels > 0, "select": self.labels > 0, "img": bool(given.get("alt")),
+            "button": given.get("type") == "button", "th": "scope" in given,
+        }  # fmt: skip
+        if not named.get(tag, "tabindex" not in given or bool(given.get("aria-label"))):
+            self.unnamed.append(f"{tag} {given}")
+        if int(given.get("tabindex") or 0) > 0 or "onclick" in given:
+            self.unnamed.append(f"{tag} {given}")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.labels -= tag == "label"
+
+
+def check_markup(text: str) -> None:
+    outline = Outline(text)
+    assert outline.unnamed == []
+    assert outline.headings[0] == 1
+    assert outline.headings.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(outline.headings))
+    assert '<html lang="en">' in text
+    assert "width=device-width" in text
+
+
+def test_headings_labels_and_buttons(page: Path) -> None:
+    check_markup(page.read_text())
+
+
+CSS = (TEMPLATES / "page.css").read_text()
+
+
+def test_nothing_has_a_fixed_width() -> None:
+    """But for what is narrower than a phone: 390 pixels less the margins."""
+    for amount, unit in re.findall(
+        r"(?<![-\w])(?:min-)?width: ([\d.]+)(px|rem|em|ch)", re.sub(r"@media[^{]*", "", CSS)
+    ):
+        assert float(amount) * {"px": 1}.get(unit, 16) <= 350
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2, relative luminance of #rrggbb."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_contrast_is_that_of_wcag_aa(scheme: int) -> None:
+    """4.5 for letters, 3 for the edges of controls and the mark of the focus; no colour stands elsewhere."""
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    blocks = re.findall(r":root \{(.*?)\}", CSS, re.DOTALL)
+    assert len(blocks) == 2
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", blocks[scheme]))
+    for letters, ground in product(("ink", "quiet", "accent"), ("paper", "soft")):
+        assert contrast(colours[letters], colours[ground]) >= 4.5, (letters, ground)
+    assert contrast(colours["ink"], colours["notice"]) >= 4.5
+    for edge in ("edge", "accent", "notice-edge"):
+        assert contrast(colours[edge], colours["paper"]) >= 3, edge
+    rest = re.sub(r":root \{.*?\}", "", CSS, flags=re.DOTALL)
+    assert set(re.findall(r"#[0-9a-f]{3,8}\b", rest)) == {"#fff"}  # behind figures
+
+
+# --- the page of one run -----------------------------------------------------------------------------------
+
+
+def cells(text: str, row: str) -> list[str]:
+    """The texts of a row of the headline."""
+    found = re.search(rf"<tr><th scope=.row.><small>\w+</small>{row.replace('_', '_<wbr>')} .*?</tr>", text, re.DOTALL)
+    assert found is not None
+    return [re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?>(.*?)</td>", found[0], re.DOTALL)]
+
+
+def test_a_run_has_a_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0.23, answer=NASTY)
+    write_epochs(folder, [0.9, 0.5], [0.9, 0.8])
+    write_page(folder)
+    text = (folder / "report.html").read_text()
+    check_markup(text)
+    assert "<title>tofu · npo · soul · seed 0</title>" in text
+    assert re.findall('<section id="(.*?)">', text) == ["headline", "answers", "results", "figures", "runs"]
+    assert cells(text, "forget_rougeL") == ["0.900", "0.200", "0.230", "near"]
+    assert cells(text, "retain_rougeL") == ["0.950", "0.900", "0.900", "near"]
+    assert "cost: 15.0 s, peak memory 100 MB; cached: target model" in text
+    assert "weights of epoch 1 (last of epochs 0, 1)" in text
+    assert text.count("<figure") == 4  # all but the trade-off of one point
+    assert "over seeds;" not in text
+    assert "owned'" not in text
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "optim.lr: " in text
+
+
+def test_a_page_is_written_once_for_the_same_results(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0.2, "method=input_based")
+    page = folder / "report.html"
+    write_page(folder)
+    page.write_text("mine")
+    write_page(folder)
+    assert page.read_text() == "mine"
+    os.utime(page, (0, 0))  # older than metrics.json
+    write_page(folder)
+    assert "<title>tofu · input_based</title>" in page.read_text()
+
+
+@pytest.mark.parametrize("models", [["original"], ["original", "retain_trained"], ["original", "this_run"]])
+def test_pages_of_runs_with_fewer_models(tmp_path: Path, models: list[str]) -> None:
+    folder = write_run(tmp_path, 0, 0.2, "method=none")
+    content = json.loads((folder / "metrics.json").read_text())
+    content["models"] = {name: content["models"][name] for name in models}
+    content["absent"] = {models[-1]: {"mia": "no held-out authors"}} if models[-1] != "retain_trained" else {}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    for name, file in (("retain_trained", "rows_retain_trained"), ("this_run", "rows")):
+        if name not in models:
+            (folder / f"{file}.jsonl").unlink()
+    write_page(folder)
+    text = (folder / "report.html").read_text()
+    check_markup(text)
+    assert len(cells(text, "forget_rougeL")) == len(models)
+    assert "verdict" not in text[: text.index("<script")].lower()
+    assert ("absent: mia (no held-out authors)" in text) is (models[-1] != "retain_trained")
+
+
+def test_the_page_of_a_task_that_the_report_does_not_know(tmp_path: Path) -> None:
+    """Its headline and columns are all that the report knows of it."""
+    folder = write_run(tmp_path, 0, 0.2, "task=copyright", change={"task": "new"})
+    write_page(folder)
+    text = (folder / "report.html").read_text()
+    assert "<title>new · npo · soul · seed 0</title>" in text
+    assert cells(text, "forget_rougeL") == ["0.900", "0.200", "0.200", "near"]
+    assert 'value="forget_rougeL"' in text
+
+
+def test_the_page_of_a_run_fits_a_phone(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0.2)
+    write_page(folder)
+    seen = clicked(folder / "report.html", 390)
+    assert (seen["overflow"], seen["cut"], seen["images"], seen["unseen"]) == (0, 0, 3, [])
 
 
 def test_palette_is_told_apart_in_grey() -> None:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from soul_cli.core.distributed import by_rank_0, main
 from soul_cli.core.files import PACKAGE, TEMPORARY, locked, read_json, read_lines, write_lines, write_text
-from soul_cli.core.types import Metric, Row
+from soul_cli.core.types import Headline, Metric, Row
 
 NAMES = {"original": "original", "retain_trained": "retain-trained", "this_run": "this run"}
 RECORDED = (
@@ -43,7 +43,7 @@ RECORDED = (
     "sentence-transformers",
     "lm-eval",
 )
-METRICS, EPOCHS, STEPS = "metrics.json", "epochs.jsonl", "train.jsonl"
+METRICS, EPOCHS, STEPS, PAGE = "metrics.json", "epochs.jsonl", "train.jsonl", "report.html"
 WORK = "work"  # the folder of what a run goes on from
 OUTCOME = "epoch.json"  # in the work folder: which epoch's weights the model has, where epochs were evaluated
 
@@ -153,9 +153,10 @@ class RunFolder:
         models: dict[str, dict[str, Metric]],
         absent: dict[str, dict[str, str]],
         cost: dict[str, dict[str, Any]],
-        headline: list[str],
+        headline: list[Headline],
+        columns: list[str],
     ) -> None:
-        """Write metrics.json, the last file of a run.  title: the method's name, as tables show it."""
+        """Write metrics.json, the last result of a run.  title: the method's name, as tables show it."""
         content = {
             "key": key,
             "task": config["task"]["name"],
@@ -163,7 +164,8 @@ class RunFolder:
             "optim": config["optim"]["name"] if "optim" in config else "",
             "seed": config["seed"],
             "target_seed": config["target_seed"],
-            "headline": headline,
+            "headline": list(map(asdict, headline)),
+            "columns": columns,
             "models": {name: plain_metrics(some) for name, some in models.items()},
             "absent": absent,
             "cost": cost,

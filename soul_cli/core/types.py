@@ -63,6 +63,19 @@ class Batch(Inputs):
 
 
 @dataclass(frozen=True)
+class Headline:
+    """A line of what a run shows first: a metric, and what it speaks of (forgetting, privacy, kept, fluency ...).
+
+    near_from: of a test's p, from which value on the test does not tell the model from the retain-trained one;
+    None: the metric is no p.
+    """
+
+    aspect: str
+    metric: str
+    near_from: float | None = None
+
+
+@dataclass(frozen=True)
 class Metric:
     """A number with what it needs to be read: direction, count, interval and definition.
 

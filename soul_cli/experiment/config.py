@@ -77,11 +77,12 @@ class RunConfig:
     plan: bool  # print what the run needs, and end
     gpu: str | None  # of the plan: a name in configs/gpus.yml; null: all of them
     gpus: int  # of the plan
+    verbose: bool  # print all metrics, not the headline alone
 
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = (
         "force", "save_model", "push_to_hub", "output_dir", "cache_dir", "trackers", "parallel", "offload",
-        "activation_checkpointing", "plan", "gpu", "gpus",
+        "activation_checkpointing", "plan", "gpu", "gpus", "verbose",
     )  # fmt: skip
     OF_TRAINING = ("train", "seed")  # of no effect where nothing is trained
     OF_PROBLEM = ("retain", "combine", "perturb")  # of no effect without an objective

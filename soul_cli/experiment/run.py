@@ -100,10 +100,12 @@ def _run(context: Context, folder: RunFolder, key: str) -> None:
             rows["this_run"] = _unlearn(context, target, folder, rows)
         folder.write_rows(rows)
         metrics, absent = once(lambda: _summarise(config, rows))
-        tracking.track_result(context.accelerator, folder.steps(), metrics, task.headline())
+        tracking.track_result(context.accelerator, folder.steps(), metrics, task.columns())
     if config.save_model and config.changes_weights:
-        folder.keep_model(once(lambda: card.write(config, metrics, task.headline())))
-    folder.write_metrics(key, plain, config.title, metrics, absent, context.ledger.phases, task.headline())
+        folder.keep_model(once(lambda: card.write(config, metrics, task.columns())))
+    folder.write_metrics(
+        key, plain, config.title, metrics, absent, context.ledger.phases, task.headline(), task.columns()
+    )
 
 
 def _summarise(

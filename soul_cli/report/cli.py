@@ -12,14 +12,15 @@ from soul_cli.core.streams import printable
 from soul_cli.core.types import UserError
 from soul_cli.report import answers, compare, render
 from soul_cli.report.comparable import check_comparable, notes
-from soul_cli.report.figures.gallery import FIGURES
+from soul_cli.report.figures.gallery import drawn
 from soul_cli.report.figures.look import save
 from soul_cli.report.figures.source import Source
 from soul_cli.report.figures.tradeoff import pareto
-from soul_cli.report.layout import layout_of
+from soul_cli.report.headline import headline_of
+from soul_cli.report.layout import headline_layout, layout_of
 from soul_cli.report.page import Picture, page_html, table_html
 from soul_cli.report.paper import read_paper
-from soul_cli.report.read import Run, find_runs, unfinished
+from soul_cli.report.read import Run, columns_of, find_runs, unfinished
 from soul_cli.report.tables import beside_paper, caption, grid, long_csv, tabulate, wide_csv
 
 
@@ -67,7 +68,7 @@ def report(args: argparse.Namespace) -> str:
     runs = find_runs(args.folders)
     check_comparable(runs)
     task = runs[0].content["task"]
-    layout = layout_of(task, runs[0].content.get("headline", []))
+    layout = layout_of(task, columns_of(runs[0].content))
     table = tabulate(runs)
     remarks = [*notes(runs), *(f"not finished and left out: {folder.name}" for folder in unfinished(args.folders))]
     paper = read_paper(task) if args.paper else None
@@ -86,9 +87,12 @@ def report(args: argparse.Namespace) -> str:
     write_text(out.path("table_wide", ".csv"), wide_csv(table, layout))
     if places:
         write_text(out.path("answers", ".md"), answers.markdown(answers.one_each(speakers), places))
-    pictures = draw(Source(runs, table, layout), out)
-    title = f"Unlearning report: {task}"
-    write_text(out.path("report", ".html"), page_html(title, brief, full, beside, pictures, runs, layout, speakers))
+    headline = grid(table, headline_layout(headline_of(runs[0].content)), "", [], brief=False)
+    page = page_html(
+        f"Unlearning report: {task}", headline=headline, sentences=[], full=full, beside=beside,
+        pictures=draw(Source(runs, table, layout), out), runs=runs, layout=layout, speakers=speakers,
+    )  # fmt: skip
+    write_text(out.path("report", ".html"), page)
     return summary(runs, remarks, out)
 
 
@@ -111,14 +115,11 @@ def comparison(folders: list[Path], target: str | None) -> str:
 def draw(source: Source, out: Out) -> list[Picture]:
     """Draw every figure that the runs have something for, as PNG and SVG."""
     pictures = []
-    for name, (function, words) in FIGURES.items():
-        figure = function(source)
-        if figure is None:
-            continue
+    for name, words, figure in drawn(source, alone=False):
         png, svg = save(figure)
         write_bytes(out.path(name, ".png"), png)
         write_bytes(out.path(name, ".svg"), svg)
-        pictures.append(Picture(words, svg, figure.get_figwidth() > 8))
+        pictures.append(Picture(words, svg))
     return pictures
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from soul_cli.core.run_folder import NAMES
+from soul_cli.core.types import Headline
 from soul_cli.objective.methods import METHODS
 from soul_cli.optim.build import OPTIMS
 
@@ -172,19 +173,27 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def layout_of(task: str, headline: list[str]) -> Layout:
-    """Return the task's layout, and under a last heading the metrics of its short table that the layout does not know.
+def layout_of(task: str, metrics: list[str]) -> Layout:
+    """Return the task's layout, and under a last heading those of the task's metrics that the layout does not know.
 
     For a task without a layout that is all of them, and the trade-off is of the first forget and retain metric.
     """
     if task in LAYOUTS:
         layout = LAYOUTS[task]
         known = {c.metric for c in layout.columns}
-        more = tuple(Column(m, m) for m in headline if m not in known)
+        more = tuple(Column(m, m) for m in metrics if m not in known)
         return replace(layout, groups=(*layout.groups, Group("Other", "", more)))
-    forget = next((m for m in headline if m.startswith("forget")), "")
-    keep = next((m for m in headline if m.startswith("retain")), "")
-    return Layout((Group(task, "", tuple(Column(m, m) for m in headline)), COST), ((forget, keep),))
+    forget = next((m for m in metrics if m.startswith("forget")), "")
+    keep = next((m for m in metrics if m.startswith("retain")), "")
+    return Layout((Group(task, "", tuple(Column(m, m) for m in metrics)), COST), ((forget, keep),))
+
+
+def headline_layout(headline: list[Headline]) -> Layout:
+    """Return the headline's metrics as a layout, a group an aspect."""
+    groups: dict[str, list[Column]] = {}
+    for line in headline:
+        groups.setdefault(line.aspect, []).append(Column(line.metric, line.metric))
+    return Layout(tuple(Group(aspect, "", tuple(columns)) for aspect, columns in groups.items()), ())
 
 
 def rank(method: str, optim: str) -> tuple[int, str, int, str]:

@@ -5,22 +5,34 @@ from __future__ import annotations
 import base64
 import math
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from soul_cli.core.run_folder import NAMES
 from soul_cli.core.streams import printable
 from soul_cli.core.types import Row
 from soul_cli.report.answers import Place, Speaker, name_of, question_of
+from soul_cli.report.headline import RULE, Shown
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.read import Run, label
-from soul_cli.report.tables import LEGEND, Grid, short
+from soul_cli.report.tables import ARROWS, LEGEND, Grid, short
 
 TEMPLATES = Path(__file__).with_name("templates")
+POINT = 4 / 3  # CSS pixels
+WIDE = 768  # CSS pixels: a figure above it has a line of its own
 ANSWERS_CAP = 24_000  # answers on the page: 60 runs with 390 questions each, about 5 MB
-PRIVATE = ("cache_dir", "output_dir", "trackers", "force", "save_model")  # of the machine, not of the experiment
+PRIVATE = (
+    "cache_dir",
+    "output_dir",
+    "trackers",
+    "force",
+    "save_model",
+    "verbose",
+)  # of the machine, not of the experiment
 
 
 @dataclass(frozen=True)
@@ -29,11 +41,22 @@ class Picture:
 
     caption: str
     svg: bytes
-    wide: bool  # several panels: takes the whole width
 
     @property
     def url(self) -> str:
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has several panels side by side, and takes the whole width of the page."""
+        return self.size[0] > WIDE
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height at which its letters are as large as the text's, in CSS pixels."""
+        found = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', self.svg)
+        assert found is not None
+        return round(float(found[1]) * POINT), round(float(found[2]) * POINT)
 
 
 def environment() -> Environment:
@@ -54,7 +77,9 @@ def table_html(grids: list[Grid]) -> str:
 
 def page_html(
     title: str,
-    brief: Grid,
+    *,
+    headline: Grid | list[Shown],
+    sentences: list[str],
     full: Grid,
     beside: list[Grid],
     pictures: list[Picture],
@@ -62,10 +87,21 @@ def page_html(
     layout: Layout,
     speakers: list[Speaker],
 ) -> str:
-    """Return the page.  beside: the table with the paper's numbers, or nothing."""
+    """Return the page.
+
+    headline: of several runs a table, of one run lines.  sentences: what stands below the headline.
+    full: all columns, of which those that are `brief` are shown until others are chosen.
+    beside: the table with the paper's numbers, or nothing.
+    """
+    alone = isinstance(headline, list)
     return environment().get_template("page.html.j2").render(
         title=title,
-        brief=brief,
+        alone=alone,
+        headline=headline,
+        names={model: NAMES[model] for model in runs[0].metrics},
+        arrows=ARROWS,
+        rule=RULE,
+        sentences=sentences,
         full=full,
         beside=beside,
         legend=LEGEND,

@@ -159,6 +159,12 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def columns_of(content: dict[str, Any]) -> list[str]:
+    """Return the metrics of the task's table, in order.  metrics.json of version 0.1 calls them its headline."""
+    columns: list[str] = content.get("columns", content.get("headline", []))
+    return columns
+
+
 def find_runs(roots: list[Path]) -> list[Run]:
     """Read the finished runs at or under the roots, each once, by folder name."""
     for root in roots:

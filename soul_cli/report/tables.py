@@ -66,11 +66,12 @@ Table = dict[Name, dict[str, Cell]]  # row -> metric -> cell, rows in order
 
 @dataclass(frozen=True)
 class Head:
-    """One column: metric, its title, and the arrow of its goal."""
+    """One column: metric, its title, and the arrow of its goal.  brief: shown without being chosen."""
 
     metric: str
     title: str
     arrow: str
+    brief: bool = True
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def grid(table: Table, layout: Layout, caption: str, notes: list[str], *, brief:
 
 
 def _head(column: Column, goals: dict[str, str]) -> Head:
-    return Head(column.metric, column.title, ARROWS.get(goals.get(column.metric, ""), ""))
+    return Head(column.metric, column.title, ARROWS.get(goals.get(column.metric, ""), ""), column.brief)
 
 
 def goals_of(table: Table) -> dict[str, str]:

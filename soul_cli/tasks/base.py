@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from soul_cli.core.types import QA, Metric, Row, UserError
+from soul_cli.core.types import QA, Headline, Metric, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.reading import read_records
 from soul_cli.evaluate.config import EvalConfig
@@ -99,8 +99,12 @@ class Task(Protocol):
         """
         ...
 
-    def headline(self) -> list[str]:
-        """Metrics of the short table, in order."""
+    def headline(self) -> list[Headline]:
+        """What a run shows first, in order: seven metrics at most.  A metric that no model has is left out."""
+        ...
+
+    def columns(self) -> list[str]:
+        """Metrics of the report's table, in order."""
         ...
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_cli.core.files import PACKAGE, digest
-from soul_cli.core.types import QA, Metric, Row, UserError
+from soul_cli.core.types import QA, Headline, Metric, Row, UserError
 from soul_cli.data.books import HUB, KNOWN, Chunk, check_disjoint, content, detect, expand, read_chunks, traces
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import embedded_refusals
@@ -249,8 +249,11 @@ class Copyright:
 
     selection_score = staticmethod(copyright_metrics.selection_score)
 
-    def headline(self) -> list[str]:
-        return [*copyright_metrics.headline(self.prompt_words), *general_metrics.HEADLINE]
+    def headline(self) -> list[Headline]:
+        return copyright_metrics.headline(self.prompt_words[0])
+
+    def columns(self) -> list[str]:
+        return [*copyright_metrics.columns(self.prompt_words), *general_metrics.COLUMNS]
 
 
 def split_chunk(text: str, words: int, wordings: tuple[str, ...]) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_cli.core.types import Metric, Row
+from soul_cli.core.types import Headline, Metric, Row
 from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.words import BLEU_WORDS, ROUGE_WORDS
 
@@ -18,8 +18,21 @@ TEXTS = {"forget_text": "retain", "retain_text": "down", "heldout_text": "down"}
 Absent = dict[str, str]  # metric -> why it is not there
 
 
-def headline(prompt_words: list[int]) -> list[str]:
-    """Return the metrics of the printed table, in order."""
+def headline(shortest: int) -> list[Headline]:
+    """Return what a run shows first.  shortest: words of the shortest prompt, which leaves the most to recite."""
+    return [
+        Headline("forgetting", f"forget_rougeL_{shortest}"),
+        Headline("forgetting", f"forget_rougeL_{shortest}_unseen"),
+        Headline("privacy", "forget_verbatim_longest"),
+        Headline("privacy", "forget_verbmem"),
+        Headline("kept", f"retain_rougeL_{shortest}"),
+        Headline("kept", "heldout_ppl"),
+        Headline("fluency", "forget_fluency"),
+    ]
+
+
+def columns(prompt_words: list[int]) -> list[str]:
+    """Return the metrics of the report's table, in order."""
     out = [f"forget_{metric}_{words}" for words in prompt_words for metric in ("bleu", "rougeL")]
     out += [f"forget_{metric}_{words}_unseen" for words in prompt_words for metric in ("bleu", "rougeL")]
     out += ["forget_verbatim_longest", "forget_verbatim_50", "forget_verbmem", "forget_fluency"]

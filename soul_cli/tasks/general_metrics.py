@@ -8,7 +8,7 @@ from typing import Any
 from soul_cli.core.types import Metric, Row
 from soul_cli.evaluate.general import SPLIT, ZERO_SHOT
 
-HEADLINE = ["wikitext_word_ppl", "zero_shot_acc", "truthfulqa_mc1", "truthfulqa_mc2"]
+COLUMNS = ["wikitext_word_ppl", "zero_shot_acc", "truthfulqa_mc1", "truthfulqa_mc2"]
 # (lm-eval's task, its metric) -> name here and what it is; any other is called <task>_<metric>
 NAMED = {
     ("wikitext", "word_perplexity"): ("wikitext_word_ppl", "perplexity a word of WikiText-2 (test)"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.types import QA, Metric, Prompted, Row, UserError
+from soul_cli.core.types import QA, Headline, Metric, Prompted, Row, UserError
 from soul_cli.data.encode import Encoder
 from soul_cli.data.tofu import load_tofu
 from soul_cli.evaluate import metrics as m
@@ -207,8 +207,11 @@ class TOFU:
 
     selection_score = staticmethod(tofu_metrics.selection_score)
 
-    def headline(self) -> list[str]:
-        return [*tofu_metrics.HEADLINE, *general_metrics.HEADLINE]
+    def headline(self) -> list[Headline]:
+        return tofu_metrics.HEADLINE
+
+    def columns(self) -> list[str]:
+        return [*tofu_metrics.COLUMNS, *general_metrics.COLUMNS]
 
 
 def _groups(items: list[QA], encoder: Encoder) -> list[tuple[int, str, Prompted]]:

@@ -7,14 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from soul_cli.core.types import Metric, Row, UserError
+from soul_cli.core.types import Headline, Metric, Row, UserError
 from soul_cli.evaluate import metrics as m
 from soul_cli.evaluate.config import EvalConfig
 from soul_cli.evaluate.words import ROUGE_WORDS
 
 FACTS = ("real_authors", "world_facts")
 QUALITY = ("forget_quality", "forget_quality_D")  # p and D of one test
-HEADLINE = [  # of the printed table, in order
+HEADLINE = [
+    Headline("forgetting", "forget_quality", near_from=0.05),
+    Headline("forgetting", "forget_rougeL"),
+    Headline("privacy", "mia"),
+    Headline("privacy", "forget_extraction_strength"),
+    Headline("kept", "retain_rougeL"),
+    Headline("kept", "model_utility"),
+    Headline("fluency", "forget_fluency"),
+]
+COLUMNS = [  # of the report's table, in order
     *QUALITY, *(f"forget_{x}" for x in ("quality_soul", "acc", "acc_own", "rougeL", "prob", "truth_ratio")),
     "forget_extraction_strength", "forget_exact_memorization", "mia", "mia_released", "forget_fluency",
     *(f"{s}_{x}" for s in ("retain", *FACTS) for x in ("acc", "acc_own", "rougeL", "prob", "truth_ratio")),

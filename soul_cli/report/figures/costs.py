@@ -27,7 +27,7 @@ def cost(source: Source) -> Figure | None:
     rows = source.trained
     if not rows:
         return None
-    figure, ((time, memory),) = panels(1, 2, 10.5, 1.8 + 0.28 * (len(rows) + 1), sharey=True)
+    figure, ((time,), (memory,)) = panels(2, 1, 5.6, 2.2 + 0.56 * (len(rows) + 1), sharey=True)
     for y, ((_, optim), runs) in enumerate(rows.items()):
         width = _bar(time, y, runs, "unlearn_seconds", source.styles.colour(optim))
         _bar(time, y, runs, "evaluate_seconds", EVALUATION, left=width, spread=False)

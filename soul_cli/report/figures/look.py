@@ -83,8 +83,16 @@ def panels(rows: int, columns: int, width: float, height: float, **options: Any)
 
 def save(figure: Figure) -> tuple[bytes, bytes]:
     """Return PNG and SVG; the same figure gives the same bytes."""
-    png, svg = io.BytesIO(), io.BytesIO()
+    return _bytes(figure, "png", {"Software": None}), svg(figure)
+
+
+def svg(figure: Figure) -> bytes:
+    """Return SVG; the same figure gives the same bytes."""
+    return _bytes(figure, "svg", {"Date": None})
+
+
+def _bytes(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    out = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return png.getvalue(), svg.getvalue()
+        figure.savefig(out, format=kind, metadata=metadata)
+    return out.getvalue()

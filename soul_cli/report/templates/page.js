@@ -46,6 +46,106 @@ for (const table of document.querySelectorAll("table.sortable")) {
   filter();
 }
 
+// --- columns: chosen by boxes, by group; remembered behind # together with the section -------------------------------
+
+// #section&columns=a,b
+function readHash() {
+  const parts = location.hash.slice(1).split("&").filter(Boolean);
+  const columns = parts.find((part) => part.startsWith("columns="));
+  return {
+    section: parts.find((part) => !part.includes("=")),
+    columns: columns && columns.slice("columns=".length).split(",").filter(Boolean).map(decodeURIComponent),
+  };
+}
+
+function writeHash({ section, columns }) {
+  const parts = [section, columns && `columns=${columns.map(encodeURIComponent).join(",")}`];
+  history.replaceState(null, "", `#${parts.filter((part) => part !== undefined).join("&")}`);
+}
+
+function goTo(section) {
+  const heading = document.querySelector(`#${CSS.escape(section)} h2`);
+  if (!heading) return;
+  heading.tabIndex = -1;
+  heading.focus({ preventScroll: true });
+  heading.parentElement.scrollIntoView();
+}
+
+const LEADING = 3; // cells of a row before its columns
+const chooser = document.querySelector(".chooser");
+const boxes = [...chooser.querySelectorAll(".column")];
+
+function showColumns() {
+  const table = chooser.closest(".block").querySelector("table");
+  boxes.forEach((each, i) => {
+    for (const row of [table.tHead.rows[1], ...table.tBodies[0].rows]) row.cells[LEADING + i].hidden = !each.checked;
+  });
+  chooser.querySelectorAll("fieldset").forEach((set, i) => {
+    const own = [...set.querySelectorAll(".column")];
+    const shown = own.filter((each) => each.checked).length;
+    const all = set.querySelector(".group");
+    all.checked = shown === own.length;
+    all.indeterminate = shown > 0 && shown < own.length;
+    const heading = table.tHead.rows[0].cells[1 + i];
+    heading.hidden = shown === 0;
+    heading.colSpan = Math.max(1, shown);
+  });
+  chooser.querySelector(".count").textContent = `(${boxes.filter((each) => each.checked).length} of ${boxes.length} shown)`;
+}
+
+function choose(wanted) {
+  for (const each of boxes) each.checked = wanted(each);
+  showColumns();
+}
+
+const isUsual = (each) => each.dataset.usual !== undefined;
+
+function followHash() {
+  const { section, columns } = readHash();
+  if (columns) choose((each) => columns.includes(each.value));
+  if (section) goTo(section);
+}
+
+function remember() {
+  const usual = boxes.every((each) => each.checked === isUsual(each));
+  const chosen = boxes.filter((each) => each.checked).map((each) => each.value);
+  writeHash({ ...readHash(), columns: usual ? undefined : chosen });
+}
+
+chooser.hidden = false;
+chooser.addEventListener("change", (event) => {
+  if (event.target.matches(".group")) {
+    for (const each of event.target.closest("fieldset").querySelectorAll(".column")) each.checked = event.target.checked;
+  }
+  showColumns();
+  remember();
+});
+chooser.querySelector(".usual").addEventListener("click", () => { choose(isUsual); remember(); });
+chooser.querySelector(".every").addEventListener("click", () => { choose(() => true); remember(); });
+document.querySelector("nav").addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link) return;
+  event.preventDefault();
+  writeHash({ ...readHash(), section: link.hash.slice(1) });
+  goTo(link.hash.slice(1));
+});
+addEventListener("hashchange", followHash);
+choose(isUsual);
+followHash();
+
+// --- figures: as wide as the screen, or so large that letters are as large as the text's ------------------------------
+
+for (const button of document.querySelectorAll(".enlarge")) {
+  button.addEventListener("click", () => {
+    const figure = button.closest("figure");
+    const large = figure.classList.toggle("large");
+    button.setAttribute("aria-pressed", String(large));
+    const frame = figure.querySelector("div");
+    if (large) frame.tabIndex = 0; // scrolls by keyboard
+    else frame.removeAttribute("tabindex");
+  });
+}
+
 // --- answers: one question at a time; nothing is built before it is shown --------------------------------------------
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -122,7 +222,10 @@ if (data.questions.length) {
   fill("method", data.models.filter((m) => !isReference(m)).map((m) => m.method));
   fill("optim", data.models.map((m) => m.optim).filter(Boolean));
   fill("seed", data.models.map((m) => m.seed).filter((s) => s !== null).sort((a, b) => a - b));
-  for (const id of ["split", "method", "optim", "seed"]) box(id).addEventListener("change", search);
+  for (const id of ["split", "method", "optim", "seed"]) {
+    box(id).addEventListener("change", search);
+    box(id).parentElement.hidden = box(id).options.length - (id === "seed" ? 2 : 1) < 2; // nothing to choose from
+  }
   box("text").addEventListener("input", search);
   box("previous").addEventListener("click", () => { at -= 1; show(); });
   box("next").addEventListener("click", () => { at += 1; show(); });
