@@ -62,7 +62,7 @@ def track_epoch(accelerator: Accelerator, step: int, line: dict[str, Any]) -> No
 
 
 def track_result(
-    accelerator: Accelerator, step: int, models: dict[str, dict[str, Metric]], headline: list[str]
+    accelerator: Accelerator, step: int, models: dict[str, dict[str, Metric]], columns: list[str]
 ) -> None:
     """Track all metrics of each model, and the table of the headline: a table where a tracker has them, else Markdown.
 
@@ -70,9 +70,9 @@ def track_result(
     """
     values = {f"final/{model}/{name}": m.value for model, some in models.items() for name, m in some.items()}
     accelerator.log(values, step=step)
-    columns, lines = table(models, headline)
+    heads, lines = table(models, columns)
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_table"):
-            tracker.log_table("final/table", columns=columns, data=lines, step=step)
+            tracker.log_table("final/table", columns=heads, data=lines, step=step)
         else:
-            tracker.log({"final/table": markdown(columns, lines)}, step=step)
+            tracker.log({"final/table": markdown(heads, lines)}, step=step)
