@@ -9,7 +9,6 @@ from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, takes_system
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment import evaluation, models
-from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
 from soul_cli.models.checks import check_sizes, positions
 from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
@@ -30,7 +29,7 @@ def check(context: Context) -> list[str]:
     first = _first(context)
     encoder = _encoder(context, first)
     if config.problem is not None:
-        check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
+        check_layers(config.problem, models.unlearned_config(context).num_hidden_layers)
     prompts = isinstance(config.method, Prompting)
     notes = _check_texts(context, first, trains=True, system=data.system_prompt if prompts else "")
     if config.task.retain_rows:
@@ -54,9 +53,6 @@ def _first(context: Context) -> Reader:
     config = context.config
     if config.task.target_model:
         return _reader(context, context.given(config.task.target_model))
-    if isinstance(config.model, EmbeddedModel):
-        texts = models.base_texts(context, config.model)
-        return Reader(train_tokenizer(texts, config.model.vocab, config.model.max_length), config.model.max_length)
     return _reader(context, models.base(context))
 
 

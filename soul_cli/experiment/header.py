@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from soul_cli.core.distributed import world
-from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
@@ -25,15 +24,14 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
     """Return the header that is printed before anything costly happens.  notes: what the checks found worth saying."""
     config, data = context.config, context.data
     model = config.model
-    base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
-    target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
+    target = config.task.target_model or f"{model.path}, fine-tuned on {len(data.full)} pairs"
     questions = ", ".join(f"{name} {len(items)}" for name, items in splits(context).items())
     general = ", ".join(config.eval.lm_eval.names())
     processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
-        f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
+        f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
         *(f"         {note}" for note in notes),
         f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
@@ -59,16 +57,16 @@ def method_label(config: RunConfig) -> str:
     return f"{config.title} with {config.optim.name}" if config.optimizes else config.title
 
 
-def parameters(config: RunConfig) -> int:
+def parameters(context: Context) -> int:
     """Return how many parameters the model that is unlearned has, counted without weights."""
-    return count_parameters(unlearned_config(config))
+    return count_parameters(unlearned_config(context))
 
 
 def estimate(context: Context) -> float:
     """Return seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
     config, data = context.config, context.data
     rate = matmul_rate(context.accelerator.device)
-    flops = float(parameters(config))
+    flops = float(parameters(context))
 
     def count_words(rows: list[Any]) -> int:
         return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)
@@ -86,8 +84,6 @@ def estimate(context: Context) -> float:
     for part, rows in (("target", data.full), ("retain", data.retain)):
         if part in untrained:
             seconds += training_time(rows, epochs) + evaluation
-    if "base" in untrained and isinstance(config.model, EmbeddedModel):
-        seconds += training_time(data.full, config.model.base.train.epochs)
     if config.changes_weights:
         seconds += 2 * training_time(data.forget, config.train.epochs)
     return seconds
