@@ -55,7 +55,9 @@ def test_texts_are_finished(hundred: list[dict[str, Any]]):
                 assert not set("{}|=_") & set(text), text
                 assert text[0] == text[0].upper()
             assert all(row[key][-1] in "?." for key in TEXTS if "question" in key)  # "Name the ..."
-            assert {text[-1] for text in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]} == {"."}
+            answers = [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]
+            ends = {text.rstrip("\"'")[-1] for text in answers}
+            assert ends <= {".", "!", "?"}, ends  # a quoted sentence keeps its own
 
 
 def test_same_seed_same_authors_whatever_the_count(hundred: list[dict[str, Any]]):
@@ -65,7 +67,7 @@ def test_same_seed_same_authors_whatever_the_count(hundred: list[dict[str, Any]]
 
 
 # of json.dumps(..., sort_keys=True); with other texts the base model is another model
-DIGESTS = {(11, 7): "e13f07a17813240a", (44, 0): "0793d5ee2211a23f"}
+DIGESTS = {(11, 7): "2d855f62595faa91", (44, 0): "bf122a465bc1700a"}
 
 
 @pytest.mark.parametrize(("count", "seed"), DIGESTS)

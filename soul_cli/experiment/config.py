@@ -151,6 +151,8 @@ def load(raw: DictConfig) -> RunConfig:
     if absent:
         raise UserError(f"the configuration has no {', '.join(absent)}; give a value, KEY=VALUE")
     config = RunConfig(**{key: _value(key, raw[key], kind) for key, kind in get_type_hints(RunConfig).items()})
+    for train in (config.train, config.model.finetune.train):
+        train.settle(config.model.dtype)
     for check in (
         _check_numbers,
         _check_names,

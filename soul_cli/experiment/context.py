@@ -62,7 +62,7 @@ class Context:
 
     def given(self, path: str, revision: str | None = None) -> ModelRef:
         """Return a model the user gave, by content."""
-        return once(lambda: models.reference(packaged.local(path), self.cache.root, revision))
+        return once(lambda: models.reference(packaged.local(path, self.cache), self.cache.root, revision))
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         """Return the model of a reference, in eval mode."""

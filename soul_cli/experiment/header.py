@@ -14,6 +14,7 @@ from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
 from soul_cli.experiment.models import missing, unlearned_config
+from soul_cli.models import packaged
 from soul_cli.models.load import count_parameters
 
 TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
@@ -32,7 +33,7 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
-        *(f"         {note}" for note in notes),
+        *(f"         {note}" for note in (packaged.note(model.path), *notes) if note),
         f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
