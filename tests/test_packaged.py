@@ -50,6 +50,17 @@ def test_smollm2_reads_digits_one_by_one_and_answers(tmp_path: Path) -> None:
     assert "Paris" in tokenizer.decode(out[0, ids.input_ids.shape[1] :])
 
 
+def test_searched_settings_are_for_the_data_they_were_searched_on(tmp_path: Path) -> None:
+    searched, elsewhere = compose(["optim=soul"]), compose(["optim=soul", f"task.source={tmp_path}", "train.clip=2"])
+    assert searched.preset == "tuned/tofu_embedded_npo_soul"
+    assert elsewhere.preset is None
+    assert (elsewhere.optim.lr, elsewhere.train.clip) == (1e-5, 2)  # optim/soul.yaml's, and what was typed
+    assert elsewhere.optim.lr != searched.optim.lr
+    asked = compose(["optim=soul", f"task.source={tmp_path}", "tuned=tofu_embedded_npo_soul"])
+    assert asked.optim.lr == searched.optim.lr
+    assert compose(["task=copyright", "task.forget_books=[a.txt]", "task.retain_books=[b.txt]"]).preset is None
+
+
 @pytest.mark.parametrize(
     ("able", "dtype", "expected"),
     [(True, "float32", "bf16"), (False, "float32", "no"), (True, "float64", "no"), (True, "bfloat16", "bf16")],

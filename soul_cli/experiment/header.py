@@ -35,7 +35,8 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
         *(f"         {note}" for note in (packaged.note(model.path), *notes) if note),
         f"unlearn  {method_label(config)}"
-        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else "")
+        + (f" (settings of configs/{config.preset}.yaml)" if config.optimizes and config.preset else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
         *([epochs_line(context)] if config.evaluates_epochs else []),
         f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
