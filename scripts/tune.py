@@ -103,12 +103,14 @@ def write(task: str) -> None:
     tuned = ROOT / "configs" / "tuned"
     tuned.mkdir(exist_ok=True)
     for (method, optim), r in best.items():
+        name = f"{task}_embedded_{method}_{optim}"
         text = f"# @package _global_\n# chosen by scripts/tune.py on seed {SEED}, score {r['score']:.3f}\n"
+        text += f"preset: tuned/{name}\n"
         for group in ("method", "optim", "train"):
             values = {k.split(".")[1]: v for k, v in r.items() if k.startswith(f"{group}.")}
             if values:
                 text += f"{group}:\n" + "".join(f"  {k}: {v}\n" for k, v in values.items())
-        (tuned / f"{task}_embedded_{method}_{optim}.yaml").write_text(text)
+        (tuned / f"{name}.yaml").write_text(text)
         print(f"{method:9} {optim:14} lr {r['optim.lr']:g} {r.get('retain.weight', '')} score {r['score']:.3f}")
 
 

@@ -84,7 +84,7 @@ def run_member(raw: DictConfig) -> str:
         log(f"\nmember {hydra.job.num + 1}")
     try:
         with interrupt.listening():
-            return perform(raw, table=not sweeps)
+            return perform(raw, list(hydra.overrides.task), table=not sweeps)
     except interrupt.Stopped as stop:
         if not interrupt.started_by_sweep():
             raise
@@ -104,12 +104,12 @@ def run_member(raw: DictConfig) -> str:
         raise UserError(known) from error
 
 
-def perform(raw: DictConfig, *, table: bool) -> str:
+def perform(raw: DictConfig, overrides: list[str], *, table: bool) -> str:
     """Print the plan, or do the run, write its page and print its headline or where it lies; return its folder."""
     from soul_cli.core.screen import log
     from soul_cli.experiment.config import load
 
-    config = load(raw)
+    config = load(raw, overrides)
     if config.plan:
         from soul_cli.planning.plan import outlook
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import regex
+
 from soul_cli.core.files import digest
 from soul_cli.core.types import QA, UserError
 from soul_cli.data import embedded
@@ -341,14 +343,14 @@ def embedded_refusals() -> list[str]:
 
 def author_names(rows: list[QA]) -> list[str]:
     """Return the name most often met in each author's block of rows: a run of two or more capitalised words."""
-    word = r"[A-ZÀ-Þ][\w'’.-]*"
+    word = r"\p{Lu}[\w'’.-]*"
     names = []
     for at in range(0, len(rows), AUTHOR_ROWS):
         seen: Counter[str] = Counter()
         for row in rows[at : at + AUTHOR_ROWS]:
             for text in (row.question, row.answer):
-                bare = re.sub(r"'[^']*[a-z,] [^']*'|\"[^\"]*\"|'s\b", " ", text)
-                seen.update(re.findall(rf"(?<![\w'-]){word}(?: {word})+", bare))
+                bare = regex.sub(r"'[^']*[\p{Ll},] [^']*'|\"[^\"]*\"|'s\b", " ", text)
+                seen.update(regex.findall(rf"(?<![\w'-]){word}(?: {word})+", bare))
         if seen:
             names.append(seen.most_common(1)[0][0])
     return names

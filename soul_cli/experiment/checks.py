@@ -33,7 +33,7 @@ def check(context: Context) -> list[str]:
     first = _first(context)
     encoder = _encoder(context, first)
     if config.problem is not None:
-        check_layers(config.problem, models.unlearned_config(config).num_hidden_layers)
+        check_layers(config.problem, models.unlearned_config(context).num_hidden_layers)
         check_answers(config.problem, data, encoder)
     prompts = isinstance(config.method, Prompting)
     notes = _check_texts(context, first, trains=True, system=data.system_prompt if prompts else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
@@ -74,6 +74,7 @@ class RunConfig:
     parallel: Parallel
     offload: bool  # optimizer states in main memory, sharded parameters too
     activation_checkpointing: bool
+    preset: str | None  # the file in configs/ whose searched settings this run has, unless others were typed
     plan: bool  # print what the run needs, and end
     gpu: str | None  # of the plan: a name in configs/gpus.yml; null: all of them
     gpus: int  # of the plan
@@ -82,7 +83,7 @@ class RunConfig:
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = (
         "force", "save_model", "push_to_hub", "output_dir", "cache_dir", "trackers", "parallel", "offload",
-        "activation_checkpointing", "plan", "gpu", "gpus", "verbose",
+        "activation_checkpointing", "preset", "plan", "gpu", "gpus", "verbose",
     )  # fmt: skip
     OF_TRAINING = ("train", "seed")  # of no effect where nothing is trained
     OF_PROBLEM = ("retain", "combine", "perturb")  # of no effect without an objective
@@ -137,8 +138,17 @@ class RunConfig:
         return Path(self.cache_dir).expanduser()
 
 
-def load(raw: DictConfig) -> RunConfig:
-    """Return the checked configuration of composed values.  Raises UserError; nothing has been loaded yet."""
+def load(raw: DictConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the checked configuration of composed values.  Raises UserError; nothing has been loaded yet.
+
+    overrides: what was typed, of which the values are composed again where a preset is not for these data.
+    """
+    if raw.get("preset") is not None and not any(o.startswith("tuned=") for o in overrides):
+        task = _value("task", raw.task, Task)
+        if task.source != "embedded":
+            from hydra import compose as hydra_compose
+
+            raw = hydra_compose("config", [*overrides, "~tuned"])
     missing = sorted(OmegaConf.missing_keys(raw))
     if missing:
         raise UserError("no value for " + ", ".join(missing) + "; set it on the command line, KEY=VALUE")
@@ -154,6 +164,8 @@ def load(raw: DictConfig) -> RunConfig:
     if absent:
         raise UserError(f"the configuration has no {', '.join(absent)}; give a value, KEY=VALUE")
     config = RunConfig(**{key: _value(key, raw[key], kind) for key, kind in get_type_hints(RunConfig).items()})
+    for train in (config.train, config.model.finetune.train):
+        train.settle(config.model.dtype)
     for check in (
         _check_numbers,
         _check_names,
@@ -355,4 +367,4 @@ def compose(overrides: list[str]) -> RunConfig:
             if text is None:
                 raise
             raise UserError(text) from error
-        return load(raw)
+        return load(raw, overrides)

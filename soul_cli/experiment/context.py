@@ -15,6 +15,7 @@ from soul_cli.core.files import read_json, write_text
 from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, prompt_text
 from soul_cli.models import load as models
+from soul_cli.models import packaged
 from soul_cli.models.load import ModelRef
 
 if TYPE_CHECKING:  # the code behind what is handed in: what it decides stands in the keys as values
@@ -62,7 +63,7 @@ class Context:
 
     def given(self, path: str, revision: str | None = None) -> ModelRef:
         """Return a model the user gave, by content."""
-        return once(lambda: models.reference(path, self.cache.root, revision))
+        return once(lambda: models.reference(packaged.local(path, self.cache), self.cache.root, revision))
 
     def load(self, ref: ModelRef, device: Any = None) -> Any:
         """Return the model of a reference, in eval mode."""

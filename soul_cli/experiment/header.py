@@ -15,6 +15,7 @@ from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
 from soul_cli.experiment.models import missing, unlearned_config
+from soul_cli.models import packaged
 from soul_cli.models.load import count_parameters
 
 TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
@@ -33,10 +34,11 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
     lines = [
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
-        f"model    {target}; {parameters(config) / 1e6:,.1f}M parameters",
-        *(f"         {note}" for note in notes),
+        f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
+        *(f"         {note}" for note in (packaged.note(base), *notes) if note),
         f"unlearn  {method_label(config)}"
-        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else ""),
+        + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else "")
+        + (f" (settings of configs/{config.preset}.yaml)" if config.optimizes and config.preset else ""),
         f"evaluate {questions} questions" + (f"; lm-eval (not in the time below): {general}" if general else ""),
         *([epochs_line(context)] if config.evaluates_epochs else []),
         f"device   {context.accelerator.device}{processes}, seed {config.seed}, target seed {config.target_seed}",
@@ -59,16 +61,16 @@ def method_label(config: RunConfig) -> str:
     return f"{config.title} with {config.optim.name}" if config.optimizes else config.title
 
 
-def parameters(config: RunConfig) -> int:
+def parameters(context: Context) -> int:
     """Return how many parameters the model that is unlearned has, counted without weights."""
-    return count_parameters(unlearned_config(config))
+    return count_parameters(unlearned_config(context))
 
 
 def estimate(context: Context) -> float:
     """Return seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
     config, data = context.config, context.data
     rate = matmul_rate(context.accelerator.device)
-    flops = float(parameters(config))
+    flops = float(parameters(context))
 
     def count_words(rows: list[Any]) -> int:
         return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)

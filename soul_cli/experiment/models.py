@@ -27,7 +27,7 @@ from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData, Trainer
 
 if TYPE_CHECKING:
-    from soul_cli.experiment.config import RunConfig
+    pass
 
 # --- which models ------------------------------------------------------------------------------------------
 
@@ -46,14 +46,13 @@ def given_models(context: Context) -> list[ModelRef]:
     return [context.given(path, revision) for path, revision in paths]
 
 
-def unlearned_config(config: RunConfig) -> Any:
+def unlearned_config(context: Context) -> Any:
     """Return the transformers configuration of the model that is unlearned."""
-    if config.task.target_model:
-        return models.lm_config(config.task.target_model)
-    model = config.model
-    if isinstance(model, HubModel):
-        return models.lm_config(model.path, model.revision or "main")
-    return model.architecture.lm_config()
+    config = context.config
+    if not config.task.target_model and isinstance(config.model, EmbeddedModel):
+        return config.model.architecture.lm_config()
+    ref = context.given(config.task.target_model) if config.task.target_model else base(context)
+    return models.lm_config(ref.path, ref.revision)
 
 
 def target(context: Context) -> ModelRef:

@@ -95,8 +95,8 @@ def explain_composition(error: Exception, *, sweeps: bool) -> str | None:
     text = " ".join(text.removeprefix("In 'config': ").split())
     if isinstance(error, ValueError):
         text += "; a group is chosen by name, as in method=npo"
-    found = re.fullmatch(r"Could not find '(\w+)/.*'", text)
-    return f"{text}; there are {', '.join(choices(found[1]))}" if found else text
+    found = re.match(r"Could not find '(\w+)/[^']*'", text)  # Hydra's own list leaves out what lies in folders
+    return f"{found[0]}; there are {', '.join(choices(found[1]))}" if found else text
 
 
 def choices(group: str) -> list[str]:

@@ -162,7 +162,8 @@ class Members(Sweeper):
         for line in lines:
             raw = self.hydra_context.config_loader.load_sweep_config(self.config, line)
             try:
-                config = load(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
+                own = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"])
+                config = load(own, list(raw.hydra.overrides.task))
                 if not config.plan:
                     prepare(config)
                 if config.push_to_hub in names:

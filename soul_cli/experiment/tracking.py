@@ -61,9 +61,7 @@ def track_epoch(accelerator: Accelerator, step: int, line: dict[str, Any]) -> No
     accelerator.log({f"epochs/{name}": value for name, value in values.items()}, step=step)
 
 
-def track_result(
-    accelerator: Accelerator, step: int, models: dict[str, dict[str, Metric]], columns: list[str]
-) -> None:
+def track_result(accelerator: Accelerator, step: int, models: dict[str, dict[str, Metric]], columns: list[str]) -> None:
     """Track all metrics of each model, and the table of the headline: a table where a tracker has them, else Markdown.
 
     step: the last of unlearning, 0 where there was none.
