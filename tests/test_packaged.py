@@ -1,4 +1,4 @@
-"""soul_cli.models.packaged: base models without a hub, and train.precision=auto, which their recipes take."""
+"""Base models without a hub, and what of a configuration is settled by machine, data and model."""
 
 from __future__ import annotations
 
@@ -64,3 +64,15 @@ def test_precision_is_settled_by_what_the_machine_does(
     assert config.identity()["train"]["precision"] == expected
     kept = compose(["train.precision=bf16"])
     assert kept.train.precision == "bf16"
+
+
+@pytest.mark.parametrize(("blocks", "layer"), [(32, 7), (30, 7), (24, 5), (4, 1), (1, 0)])
+def test_a_layer_that_is_not_given_is_as_deep_as_the_papers(blocks: int, layer: int) -> None:
+    config = compose(["method=rmu", "perturb=lat"])
+    config.settle_layers(blocks)
+    assert [part["layer"] for name, part in config.identity().items() if name in ("method", "retain", "perturb")] == [
+        layer
+    ] * 3
+    given = compose(["method=rmu", "method.layer=0"])
+    given.settle_layers(blocks)
+    assert given.identity()["method"]["layer"] == 0

@@ -28,6 +28,7 @@ from soul_cli.objective.forget import Objective
 from soul_cli.objective.methods import METHODS, Method, Problem, problem, usual_retain
 from soul_cli.objective.perturb import PERTURBS, Perturb
 from soul_cli.objective.retain import RETAINS, NoRetain, Retain
+from soul_cli.objective.term import DEPTH
 from soul_cli.optim.build import OPTIMS, Optim
 from soul_cli.tasks import TASKS
 from soul_cli.tasks.base import Task
@@ -103,6 +104,14 @@ class RunConfig:
         if not isinstance(self.method, Objective):
             return None
         return problem(self.method, self.retain, self.combine, self.perturb)
+
+    def settle_layers(self, layers: int) -> None:
+        """Replace layer=null by the block at DEPTH of a model of so many: the run and its keys then hold the choice."""
+        for part in (self.method, self.retain, self.perturb):
+            if getattr(part, "layer", 0) is None:
+                part.layer = min(layers - 1, round(DEPTH * layers))  # type: ignore[union-attr]
+        self.__dict__.pop("problem", None)
+        _ = self.problem  # refuses what only the blocks' numbers can tell
 
     @property
     def title(self) -> str:

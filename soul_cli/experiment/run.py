@@ -37,6 +37,7 @@ def run(config: RunConfig) -> Path:
         hub.check(config.push_to_hub)
     data = once(lambda: config.task.load(config.cache))
     context = Context(config, data, Cache(config.cache, log), accelerator)
+    config.settle_layers(models.unlearned_config(context).num_hidden_layers)
     key = digest(
         {
             "config": config.identity(),

@@ -164,7 +164,8 @@ def problem(method: Objective, retain: Retain | NoRetain, combine: Combine, pert
         raise UserError(
             f"perturb={perturb.name} with method={method.name}: there is no forget term to perturb; take perturb=none"
         )
-    if perturb.place is not None and not method.needs.head and perturb.place > (method.needs.layer or 0):
+    place, end = getattr(perturb, "layer", None), method.needs.layer
+    if place is not None and end is not None and not method.needs.head and place > end:
         raise UserError(
             f"perturb.layer={perturb.place} with method={method.name}, whose forward ends behind layer "
             f"{method.needs.layer}: take that layer or one before it"

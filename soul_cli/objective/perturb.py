@@ -159,7 +159,7 @@ class LAT(Perturb):
     one block's output.
     """
 
-    layer: int
+    layer: int | None  # counted from 0; null: as deep as DEPTH says
     epsilon: float
     steps: int
     lr: float
@@ -171,11 +171,12 @@ class LAT(Perturb):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise UserError(f"perturb.{key}={getattr(self, key)}: must be 0 or more")
         for key in ("layer", "steps"):
-            if getattr(self, key) < 0:
+            if (getattr(self, key) or 0) < 0:
                 raise UserError(f"perturb.{key}={getattr(self, key)}: must be 0 or more")
 
     @property
     def place(self) -> int:
+        assert self.layer is not None, "settle_layers has not been called"
         return self.layer
 
     def passes(self, kinds: Kinds) -> tuple[Kinds, ...]:

@@ -68,7 +68,7 @@ class States(Retain):
     answer tokens are predicted, and the mean over the width of the released codes.
     """
 
-    layer: int
+    layer: int | None  # counted from 0; null: as deep as DEPTH says
 
     paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
 

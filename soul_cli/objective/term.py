@@ -43,6 +43,9 @@ class Reference(Enum):
     norm = "norm"
 
 
+DEPTH = 7 / 32  # of a model, where terms on hidden states look: the block of the papers' settings, 7 of 32
+
+
 @dataclass(frozen=True)
 class Needs:
     """What the loop lays before a term."""

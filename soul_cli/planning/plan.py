@@ -74,6 +74,7 @@ class Planner:
         self.config = config
         self.data = config.task.load(config.cache)
         self.lm, self.per_word = architecture(config)
+        config.settle_layers(self.lm.num_hidden_layers)
         if config.problem is not None:
             check_layers(config.problem, self.lm.num_hidden_layers)
         sharded = config.parallel is Parallel.fsdp and config.gpus > 1

@@ -32,7 +32,7 @@ class RMU(Objective):
     retain=states.
     """
 
-    layer: int
+    layer: int | None  # counted from 0; null: as deep as DEPTH says
     coefficient: float
     seed: int
 
