@@ -43,7 +43,7 @@ def model(tiny_lm: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> ModelR
 @pytest.fixture
 def context(config: RunConfig, tmp_path: Path) -> Context:
     data: Any = SimpleNamespace(forget=ITEMS, retain=ITEMS, refusals=["No."])
-    return Context(config, data, Cache(tmp_path / "cache", print), distributed.start([]))
+    return Context(config, data, Cache(tmp_path / "cache", print), distributed.start())
 
 
 def made(context: Context, model: ModelRef, **changed: Any) -> list[tuple[QA, list[int]]]:

@@ -456,7 +456,7 @@ def sampled(model: Path, work: Path) -> list[list[int]]:
     """Alternatives to two answers."""
     config = compose(["method=altpo", "method.alternatives=3", "method.max_new=6", f"cache_dir={work}"])
     data: Any = None
-    context = Context(config, data, Cache(config.cache, print), distributed.start([]))
+    context = Context(config, data, Cache(config.cache, print), distributed.start())
     items = [QA("Who wrote The Lamp?", "Ann."), QA("Where?", "In Pécs.")]
     assert isinstance(config.method, AltPO)
     pairs = alternatives(context, ModelRef(str(model), "a model"), encoder(model), config.method, items)
