@@ -32,7 +32,7 @@ from soul_cli.models.load import untrained
 from soul_cli.objective.term import Kinds
 from soul_cli.planning.memory import Footprint
 from soul_cli.planning.plan import FRAGMENTS, GIB, RESERVE
-from soul_cli.planning.stages import Sizes, sizes
+from soul_cli.planning.stages import Sizes, alone, sizes
 from soul_cli.train.loop import TrainData, Trainer
 
 # name, overrides; each with adamw and soul
@@ -133,7 +133,7 @@ def ordered(trainer: Trainer, forget: Sizes, retain: Sizes) -> Iterator[Step]:
 def plan(overrides: list[str]) -> Footprint:
     """What plan=true says of a run; a process of its own can call it."""
     config = compose(overrides)
-    return plan_of(config, config.model.architecture.lm_config(), *lengths_of(config))
+    return plan_of(config, config.model.architecture.lm_config(), *map(alone, lengths_of(config)))
 
 
 def train(one: Job, what: str, overrides: list[str], held: Footprint, machine: Machine, count: int) -> None:

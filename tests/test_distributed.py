@@ -513,7 +513,7 @@ def write_everything(path: Path) -> list[Any]:
     weights = folder.work / f"weights{rank}"
     weights.mkdir(exist_ok=True)
     folder.write_trained(weights, [{"step": rank}], {"epoch": rank})
-    folder.keep_model()
+    folder.keep_model(f"card of {rank}")
     folder.write_rows({"this_run": [{"index": rank}]})
     folder.write_metrics("key", config, "m", {"this_run": {"a": Metric(rank, 1, "up", "")}}, {}, {}, [], [])
     answers = [folder.epochs_so_far(), folder.is_trained(), folder.is_finished("key", with_model=True), folder.models()]

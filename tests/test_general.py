@@ -167,7 +167,7 @@ def test_rows_to_metrics_by_hand() -> None:
     assert "lm-eval 0.4.13, task version 1.0, n 62" in out["wikitext_word_ppl"].definition
     assert "limit" not in out["wikitext_word_ppl"].definition
     assert out["wikitext_word_ppl"].ci95 is None
-    assert set(general_metrics.HEADLINE) <= set(out)
+    assert set(general_metrics.COLUMNS) <= set(out)
 
 
 def test_without_lm_eval_there_are_no_metrics() -> None:
@@ -278,7 +278,7 @@ def test_all_eleven_tasks(lm: Any, tokenizer: Any, documents: str, capfd: pytest
     assert {tuple(r["metrics"]) for r in rows} == {
         ("word_perplexity", "byte_perplexity", "bits_per_byte"), ("acc", "acc_norm"), ("acc",)
     }  # fmt: skip
-    assert set(general_metrics.HEADLINE) <= set(general_metrics.summarise(rows)[0])
+    assert set(general_metrics.COLUMNS) <= set(general_metrics.summarise(rows)[0])
     assert capfd.readouterr() == ("", "")
 
 

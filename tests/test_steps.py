@@ -421,7 +421,7 @@ def checkpointed(lm: Any) -> Any:
 def test_a_layer_to_perturb_that_the_model_has_not_is_refused():
     task = solved(move=LAT("lat", 7, 1.0, 1, 0.1))
     check_layers(task, 8)
-    with pytest.raises(UserError, match="perturb=lat: there is no layer 7; the model has layers 0 to 6"):
+    with pytest.raises(UserError, match=r"perturb.layer=7 \(lat\): the model has the layers 0 to 6"):
         check_layers(task, 7)
 
 

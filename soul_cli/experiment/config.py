@@ -370,10 +370,9 @@ def compose(overrides: list[str]) -> RunConfig:
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            raw = hydra_compose("config", overrides)
+            return load(hydra_compose("config", overrides), overrides)
         except COMPOSING as error:
             text = explain_composition(error, sweeps=False)
             if text is None:
                 raise
             raise UserError(text) from error
-        return load(raw, overrides)
