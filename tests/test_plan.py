@@ -218,7 +218,7 @@ def test_plan_of_7b_without_hub(monkeypatch: pytest.MonkeyPatch):
         (["gpu=abacus"], ["gpu=abacus", "a100_80g"]),
         (["model=hub", "model.path=nobody/nothing"], ["asks no hub", "nobody/nothing", "model.architecture"]),
         (["gpus=0"], ["gpus=0", "1 or more"]),
-        (["method=rmu"], ["method.layer=7 (rmu)", "layers 0 to 3"]),
+        (["method=rmu", "method.layer=7"], ["method.layer=7 (rmu)", "layers 0 to 3"]),
         (["plan=yes"], ["plan", "true or false"]),
     ],
 )
