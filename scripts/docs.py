@@ -67,6 +67,8 @@ FALLBACKS = {  # of keys that several files have, where none has a comment
     "beta2": "share of the second average that the next step keeps",
     "dtype": "type of the weights: float32, bfloat16, float64",
     "eps": "least divisor of a step",
+    "base.optim": "the optimizer of the base phase",
+    "base.train": "length and portions of the base phase, with the keys of `train`",
     "finetune.optim": "the optimizer of fine-tuning",
     "finetune.train": "length and portions of fine-tuning, with the keys of `train`",
     "lr": "peak rate",
