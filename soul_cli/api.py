@@ -77,6 +77,7 @@ def run(overrides: Sequence[str] = ()) -> Result:
     from soul_cli.core.types import UserError
     from soul_cli.experiment import run as experiment
     from soul_cli.experiment.config import compose
+    from soul_cli.report.run_page import write_page
 
     settle_libraries()
     if any(word in ("-m", "--multirun") or word.startswith("sweep=") for word in overrides):
@@ -87,7 +88,9 @@ def run(overrides: Sequence[str] = ()) -> Result:
     if config.plan:
         raise UserError("plan=true: a plan is printed, and leaves no result; use soul-unlearn for it")
     try:
-        return Result(experiment.run(config))
+        folder = experiment.run(config)
+        write_page(folder)
+        return Result(folder)
     except Exception as error:
         text = explain(error)
         if text is None or isinstance(error, UserError):

@@ -93,7 +93,7 @@ def steps(source: Source) -> Figure | None:
         titles = {SHARE: "unclipped share", **titles}
         more.append(Patch(color="0.93", label="Sophia's range"))
     if f"{SHARE}_retain" in recorded:
-        more.append(Line2D([], [], color="0.2", ls="--", label="retain step (alternating)"))
+        more.append(Line2D([], [], color="0.2", ls="--", label="retain step"))
     figure, axes = _lay_out(titles, rows, "step", (4.5, 2.3), (0.9, 2.2))
     for (key, method), panel in axes.items():
         if key == SHARE:
