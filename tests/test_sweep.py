@@ -287,7 +287,9 @@ def test_a_submitit_sweep_that_is_stopped_ends_its_job_and_goes_on(
     assert "Traceback" not in text
     assert list(tmp_path.glob(f"tofu/*/{WORK}/checkpoint/state.json"))
     finish(start(data, cache, tmp_path, *given))
-    assert models(tmp_path) == models(whole)
+    # by value: checkpoint_steps is part of the folder name
+    (resumed,), (alone,) = models(tmp_path).values(), models(whole).values()
+    assert resumed == alone
 
 
 def test_a_sweep_that_chooses(data: Path, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
