@@ -18,8 +18,9 @@ NUMBER = re.compile(r"\d\.\d{3}")
 
 @pytest.fixture(autouse=True)
 def width_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The console does not keep the COLUMNS that it found when it was made, as in a worker of pytest-xdist."""
+    """Neither the console's COLUMNS of when it was made, as in a worker of pytest-xdist, nor those of now count."""
     monkeypatch.setattr(console, "_width", None)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture
