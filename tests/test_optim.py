@@ -21,7 +21,7 @@ from soul_cli.optim.build import (
     AdamW,
     HessianData,
     Lion,
-    Muon,
+    MuonConfig,
     Optim,
     Signum,
     SoulConfig,
@@ -51,7 +51,7 @@ CONFIGS: dict[str, Optim] = {
     "soul_released": SoulReleasedConfig("soul_released", LR, WD, 0.9, 0.95, 0.04, 5120),
     "signum": Signum("signum", LR, WD, 0.9),
     "lion": Lion("lion", LR, WD, 0.9, 0.99),
-    "muon": Muon("muon", LR, WD, 0.95, 0.9, 0.95),
+    "muon": MuonConfig("muon", LR, WD, 0.95, 0.9, 0.95),
 }
 every_optimizer = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -289,7 +289,7 @@ def test_lion_by_hand():
 def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
     model = toy()
     before = copy.deepcopy(model.state_dict())
-    optimizer = Muon("muon", LR, 0.0, 0.95, 0.9, 0.95).build(parameter_groups(model, 0.0))
+    optimizer = MuonConfig("muon", LR, 0.0, 0.95, 0.9, 0.95).build(parameter_groups(model, 0.0))
     advance(optimizer, list(model.parameters()), range(1))
     moved = {k: (v - before[k]) / LR for k, v in model.state_dict().items()}
     gradients = dict(zip(moved, random_like(model.parameters(), 0), strict=True))
@@ -299,6 +299,21 @@ def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw():
             assert (torch.linalg.svdvals(update) / (0.2 * 2) - 1).abs().max() < 0.4
         else:  # the first step of AdamW is a sign step
             torch.testing.assert_close(update, -gradients[name].sign(), rtol=0, atol=1e-4)
+
+
+def test_muon_steps_as_the_library_does_to_bfloat16():
+    """pytorch_optimizer's iterates in bfloat16: an update agrees to its 8 bits, AdamW's part to float32's."""
+    from pytorch_optimizer import Muon as Library
+
+    ours, theirs = toy(), toy()
+    groups = parameter_groups(theirs, WD)
+    for group in groups:
+        hidden = {"use_muon": True, "use_adjusted_lr": True, "momentum": 0.95}
+        group |= {"lr": LR} | (hidden if group["hidden"] else {"use_muon": False, "betas": (0.9, 0.95)})
+    advance(CONFIGS["muon"].build(parameter_groups(ours, WD)), list(ours.parameters()), range(5))
+    advance(Library(groups), list(theirs.parameters()), range(5))
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0.02 * LR if name == "body.weight" else 1e-6)
 
 
 # --- all optimizers ----------------------------------------------------------------------------------------

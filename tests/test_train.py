@@ -28,7 +28,7 @@ from soul_cli.objective.methods import Problem, finetuning, problem
 from soul_cli.objective.perturb import Unperturbed
 from soul_cli.objective.retain import CE, NoRetain, Retain
 from soul_cli.objective.term import Answers, Counts, Kinds, Needs, Normalise, Reference
-from soul_cli.optim.build import AdamW, HessianData, Muon, Optim, SoulConfig, SoulReleasedConfig
+from soul_cli.optim.build import AdamW, HessianData, MuonConfig, Optim, SoulConfig, SoulReleasedConfig
 from soul_cli.train import checkpoint
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.gradient import StepGradient, segment
@@ -52,7 +52,7 @@ SOLVED = {"graddiff": GRADDIFF, "npo": NPO_SUM, "po": solving(PO("po")), "finetu
 ASCENT = problem(GA("ga"), NoRetain("none"), SUM, Unperturbed("none"))
 ADAMW = AdamW("adamw", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8)
 RELEASED = SoulReleasedConfig("soul_released", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, rho=0.04, bs=5120)
-MUON = Muon("muon", lr=1e-3, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.95)
+MUON = MuonConfig("muon", lr=1e-3, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.95)
 
 
 def soul(*, rho: float | None = None, every: int = 4) -> SoulConfig:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from soul_cli.core.types import UserError
 from soul_cli.data.prompts import CHAT, TEMPLATES
 from soul_cli.models.load import Architecture, untrained
-from soul_cli.optim.build import AdamW, Muon
+from soul_cli.optim.build import AdamW, MuonConfig
 from soul_cli.train.config import TrainConfig
 
 SMALLEST = 256 + 3  # vocabulary of a byte-level BPE: the bytes, BOS, EOS and PAD
@@ -31,7 +31,7 @@ class Recipe:
 class MuonRecipe:
     """How the embedded model is trained: Muon memorises in a third of AdamW's epochs."""
 
-    optim: Muon
+    optim: MuonConfig
     train: TrainConfig
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from soul_cli.core.types import UserError
+from soul_cli.optim.muon import Muon
 from soul_cli.optim.sophia import Soul, SoulReleased
 
 Groups = list[dict[str, Any]]
@@ -177,23 +178,15 @@ class Lion(Optim):
 
 
 @dataclass
-class Muon(Optim):
-    """Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings and vectors, one lr for both.
-
-    lr means the same to both: updates of the matrices are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982).
-    """
+class MuonConfig(Optim):
+    """Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings and vectors, one lr for both."""
 
     momentum: float
     beta1: float
     beta2: float
 
     def build(self, groups: Groups) -> Optimizer:
-        from pytorch_optimizer import Muon as MuonOptimizer
-
-        shared = {"lr": self.lr}
-        muon = {"momentum": self.momentum, "use_adjusted_lr": True, "use_muon": True}
-        adamw = {"betas": (self.beta1, self.beta2), "use_muon": False}
-        return MuonOptimizer([{**g, **shared, **(muon if g["hidden"] else adamw)} for g in groups])
+        return Muon(groups, lr=self.lr, momentum=self.momentum, betas=(self.beta1, self.beta2))
 
 
 OPTIMS: dict[str, type[Optim]] = {
@@ -202,7 +195,7 @@ OPTIMS: dict[str, type[Optim]] = {
     "soul_released": SoulReleasedConfig,
     "signum": Signum,
     "lion": Lion,
-    "muon": Muon,
+    "muon": MuonConfig,
 }
 
 
