@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from soul_cli.experiment.config import RunConfig
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # batches come in hundreds of shapes; by default torch's CPU kernels keep a primitive for each, a gigabyte in all
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
@@ -29,7 +31,9 @@ class Result:
     @property
     def report(self) -> Path:
         """Return where the run's page lies."""
-        return self.folder / "report.html"
+        from soul_cli.core.run_folder import PAGE
+
+        return self.folder / PAGE
 
     @cached_property
     def metrics(self) -> DataFrame:
@@ -75,9 +79,7 @@ def run(overrides: Sequence[str] = ()) -> Result:
     """
     from soul_cli.core.command import explain
     from soul_cli.core.types import UserError
-    from soul_cli.experiment import run as experiment
     from soul_cli.experiment.config import compose
-    from soul_cli.report.run_page import write_page
 
     settle_libraries()
     if any(word in ("-m", "--multirun") or word.startswith("sweep=") for word in overrides):
@@ -88,14 +90,22 @@ def run(overrides: Sequence[str] = ()) -> Result:
     if config.plan:
         raise UserError("plan=true: a plan is printed, and leaves no result; use soul-unlearn for it")
     try:
-        folder = experiment.run(config)
-        write_page(folder)
-        return Result(folder)
+        return Result(run_and_report(config))
     except Exception as error:
         text = explain(error)
         if text is None or isinstance(error, UserError):
             raise
         raise UserError(text) from error
+
+
+def run_and_report(config: RunConfig) -> Path:
+    """Do the run, or find it finished, and write its page; return its folder.  On several processes all call it."""
+    from soul_cli.experiment.run import run
+    from soul_cli.report.run_page import write_page
+
+    folder = run(config)
+    write_page(folder)
+    return folder
 
 
 def settle_libraries() -> None:

@@ -8,7 +8,7 @@ import traceback
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from soul_cli.api import settle_libraries
+from soul_cli.api import run_and_report, settle_libraries
 from soul_cli.core import interrupt
 from soul_cli.core.command import MENDED, command, end, explain, prepare_output, print_error
 
@@ -115,12 +115,9 @@ def perform(raw: DictConfig, overrides: list[str], *, table: bool) -> str:
 
         log(outlook(config))
         return ""
-    from soul_cli.experiment.run import run
-    from soul_cli.report.run_page import write_page
     from soul_cli.report.terminal import print_place, print_run
 
-    folder = run(config)
-    write_page(folder)
+    folder = run_and_report(config)
     if table:
         print_run(folder, verbose=config.verbose)
     else:

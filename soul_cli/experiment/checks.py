@@ -45,13 +45,8 @@ def check(context: Context) -> list[str]:
         _check_texts(context, _reader(context, ref), trains=False)
         if "target" in models.missing(context):
             abilities(context.load(ref))  # else it would be asked after the target model is trained
-    if (
-        config.problem is not None
-        and config.problem.forget
-        and not config.problem.retain
-        and config.problem.forget.alone
-    ):
-        notes.append(f"{config.method.name} has no retain term here: {config.problem.forget.alone}")
+    if config.problem is not None:
+        notes += warnings(config.problem)
     if encoder.end != first.tokenizer.eos_token_id:
         end = first.tokenizer.convert_ids_to_tokens(encoder.end)
         notes.append(f"answers end in {end}, with which the chat template ends a turn, not in EOS")

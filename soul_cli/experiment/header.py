@@ -35,7 +35,7 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
-        *(f"         {note}" for note in (packaged.note(base), *notes) if note),
+        *(f"         {note}" for note in (None if config.task.target_model else packaged.note(base), *notes) if note),
         f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else "")
         + (f" (settings of configs/{config.preset}.yaml)" if config.optimizes and config.preset else ""),

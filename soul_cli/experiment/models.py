@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from soul_cli.core.distributed import Parallel, once, whole_state, world
 from soul_cli.core.files import digest, plain
@@ -25,9 +25,6 @@ from soul_cli.objective.methods import Problem, finetuning
 from soul_cli.optim.build import Optim
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData, Trainer
-
-if TYPE_CHECKING:
-    pass
 
 # --- which models ------------------------------------------------------------------------------------------
 

@@ -25,14 +25,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 POINT = 4 / 3  # CSS pixels
 WIDE = 768  # CSS pixels: a figure above it has a line of its own
 ANSWERS_CAP = 24_000  # answers on the page: 60 runs with 390 questions each, about 5 MB
-PRIVATE = (
-    "cache_dir",
-    "output_dir",
-    "trackers",
-    "force",
-    "save_model",
-    "verbose",
-)  # of the machine, not of the experiment
+# of the machine and its user, not of the experiment
+PRIVATE = ("cache_dir", "output_dir", "trackers", "force", "save_model", "push_to_hub", "verbose")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from soul_cli.core.files import read_lines
-from soul_cli.core.run_folder import read_metrics, rows_file
+from soul_cli.core.run_folder import EPOCHS, STEPS, read_metrics, rows_file
 from soul_cli.core.types import Metric, Row, UserError
 
 BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
@@ -148,7 +148,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{file} is missing") from None
     except Exception as error:  # YAML and OmegaConf raise many kinds
         raise UserError(f"{file} is not what soul-unlearn writes ({type(error).__name__}: {error})") from None
-    steps, environment, epochs = (folder / n for n in ("train.jsonl", "environment.json", "epochs.jsonl"))
+    steps, environment, epochs = (folder / n for n in (STEPS, "environment.json", EPOCHS))
     return Run(
         folder,
         config,

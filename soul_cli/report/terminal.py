@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from soul_cli.core.files import read_lines
-from soul_cli.core.run_folder import METRICS, NAMES, PAGE, read_metrics, rows_file
+from soul_cli.core.run_folder import METRICS, NAMES, PAGE, STEPS, read_metrics, rows_file
 from soul_cli.core.screen import console, log
 from soul_cli.core.streams import printable
 from soul_cli.core.types import Metric, Row
@@ -45,7 +45,7 @@ def print_run(folder: Path, *, verbose: bool) -> None:
     content = json.loads((folder / METRICS).read_text())
     models = {name: read_metrics(plain) for name, plain in content["models"].items()}
     last = "this_run" if "this_run" in models else "original"
-    title = title_of(content, trained=(folder / "train.jsonl").is_file())
+    title = title_of(content, trained=(folder / STEPS).is_file())
     headline, reasons = headline_of(content), content["absent"].get(last, {})
     if verbose:
         say(title)
