@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from soul_cli.report.compare import Comparison, Point, alike, bootstrap, hypervolume, paired, sentences, verdict
+import pytest
+from report_runs import write_run
+
+from soul_cli.report.compare import (
+    Comparison,
+    Point,
+    alike,
+    bootstrap,
+    hypervolume,
+    markdown,
+    paired,
+    read_comparison,
+    sentences,
+    verdict,
+)
 from soul_cli.report.figures.tradeoff import pareto
 
 
 def point(optim: str, seed: int, far: float, kept: float, moved: float = 1.0, lr: str = "1") -> Point:
-    return Point("npo", optim, (("optim.lr", lr),), seed, far, kept, moved, (("model_utility", kept),))
+    return Point("npo", optim, (("optim.lr", lr),), seed, far, kept, moved, 0.5, 900.0, (("model_utility", kept),))
 
 
 def test_bootstrap_counts_every_resample() -> None:
@@ -86,8 +100,29 @@ def test_sentences(comparison: Comparison) -> None:
         assert words in text, text
 
 
+def test_settings_are_what_the_tried_runs_differ_in(tmp_path: Path) -> None:
+    """Whatever was searched, words too; a number at the end of three is at the edge; seconds are of a step (of two)."""
+    rates, chosen = ("1e-3", "2e-3", "4e-3"), ("optim=adamw", "method=flat", "method.divergence=kl", "optim.lr=4e-3")
+    for number, lr in enumerate(rates):
+        for divergence in ("tv", "kl"):
+            write_run(
+                tmp_path / "validation" / divergence, 7, number / 10, "optim=adamw", "method=flat",
+                f"method.divergence={divergence}", f"optim.lr={lr}", displacement=1.0,
+                    change={"key": f"{lr}-{divergence}"},
+            )  # fmt: skip
+    for seed in range(2):
+        write_run(tmp_path / "reported", seed, 0.3, *chosen, displacement=1.0)
+    comparison = read_comparison(tmp_path)
+    assert {p.setting for p in comparison.chosen} == {(("method.divergence", "kl"), ("optim.lr", "0.004"))}
+    assert "| flat | adamw | divergence kl, lr 0.004 (edge) | 2 | 0.100 ± 0.000 |" in markdown(comparison)
+    assert [p.seconds for p in comparison.chosen] == [5.0, 5.5]
+
+
 def test_figure_has_a_panel_a_method_and_both_optimizers(comparison: Comparison) -> None:
     figure = pareto(comparison)
     (axes,) = figure.axes
     assert axes.get_title() == "npo"
     assert [t.get_text() for t in figure.legends[0].get_texts()][:2] == ["adamw", "soul"]
+    many = [Point(f"npo+{i}", *list(vars(p).values())[1:]) for p in comparison.chosen for i in range(7)]
+    titles = [axes.get_title() for axes in pareto(Comparison(comparison.tried, many, comparison.metrics)).axes]
+    assert titles == [f"npo+{i}" for i in range(7)]  # six across, and no empty panel

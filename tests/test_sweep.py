@@ -69,14 +69,19 @@ def test_the_best_setting_of_each_cell_by_its_mean_over_seeds(tmp_path: Path) ->
         ("adamw", "1"): (0.2, 0.9), ("adamw", "2"): (0.4, 0.4), ("soul", "1"): (0.3, 0.3), ("soul", "2"): (0.2, None),
     }  # fmt: skip
     outcomes = []
-    for (optim, lr), values in scores.items():
+    scores |= {(f"soul, {combine}", "1"): (0.5, 0.5) for combine in ("gru", "munba")}  # groups of their own
+    for (groups, lr), values in scores.items():
+        optim, *combine = groups.split(", ")
         for seed, value in enumerate(values):
             member = {"method": "npo", "optim": optim, "optim.lr": lr, "seed": str(seed)}
-            folder = None if value is None else run_folder(tmp_path / f"{optim}{lr}{seed}" / "tofu" / "run", value)
+            member |= dict(zip(["combine"], combine, strict=False))
+            folder = None if value is None else run_folder(tmp_path / f"{groups}{lr}{seed}" / "tofu" / "run", value)
             outcomes.append(Outcome(member, folder, "" if folder else "the loss is not finite"))
     assert best(outcomes) == [  # adamw 1 is best on one seed alone; soul 2 failed on one
         {"method": "npo", "optim": "adamw", "optim.lr": "2"},
         {"method": "npo", "optim": "soul", "optim.lr": "1"},
+        {"method": "npo", "optim": "soul", "optim.lr": "1", "combine": "gru"},
+        {"method": "npo", "optim": "soul", "optim.lr": "1", "combine": "munba"},
     ]
 
 

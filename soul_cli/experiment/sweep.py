@@ -1,8 +1,8 @@
 """Sweeps: the members of a `sweep=` group or of -m, run by Hydra's launcher, each whatever becomes of the others.
 
 A sweep is a list of grids; its members are all combinations of each.  Where it has a `validation`, the members are
-settings to choose from: they run on seeds of their own, the best setting of each method and optimizer is chosen by
-the task's selection score, and that one runs on the seeds to report.
+settings to choose from: they run on seeds of their own, the best setting of each choice of groups (method, optimizer,
+combination ...) is chosen by the task's selection score, and that one runs on the seeds to report.
 """
 
 from __future__ import annotations
@@ -184,16 +184,16 @@ def without(member: Member, key: str) -> Member:
 
 
 def best(outcomes: Iterable[Outcome]) -> list[Member]:
-    """Of each method and optimizer the setting with the best selection score, mean over its seeds.
+    """Of each choice of groups (method, optim, combine ...) the best setting by selection score, mean over its seeds.
 
     A setting that failed on a seed, as one that diverges, scores 0 there.
     """
     from soul_cli.core.run_folder import RunFolder
     from soul_cli.tasks import TASKS
 
-    cells: dict[tuple[str, ...], dict[Setting, list[float]]] = {}
+    cells: dict[Setting, dict[Setting, list[float]]] = {}
     for o in outcomes:
-        cell = tuple(o.member.get(k, "") for k in ("task", "method", "optim"))
+        cell = tuple(item for item in o.member.items() if "." not in item[0] and item[0] != "seed")
         setting: Setting = tuple(without(o.member, "seed").items())
         score = 0.0
         if o.folder is not None:

@@ -31,7 +31,6 @@ SAME_RETAINED = 0.01
 SAME_DISPLACEMENT = 0.10  # relative
 MOST = 6  # seeds whose resamples are counted one by one: 6^6
 EXTRA = ("forget_quality_D", "model_utility", "heldout_ppl")  # reported beside the two, where a task has them
-SEARCHED = ("optim.lr", "retain.weight", "method.retain_weight")  # the last: its name in folders of version 0.1
 LOOKS = "forgotten: distance of the forget metric to the retain-trained model, 0 is best; kept: the retain metric"
 
 Setting = tuple[tuple[str, str], ...]  # key -> value of what was searched
@@ -52,6 +51,8 @@ class Point:
     distance: float
     retained: float
     displacement: float
+    seconds: float  # a step of unlearning, what the optimizer and the estimates take included
+    peak_mb: float  # of the process, while it unlearned
     extra: tuple[tuple[str, float], ...]  # further metrics, by name
 
     def number(self, name: str) -> float:
@@ -80,21 +81,36 @@ def read_comparison(folder: Path) -> Comparison:
     metrics = next((pair for pair in axes if set(pair) <= set(chosen[0].metrics["this_run"])), None)
     if metrics is None:
         raise UserError(f"{folder}: the runs have none of the metrics to compare by: {axes}")
-    points = [[_point(run, metrics) for run in runs if run.trained] for runs in (tried, chosen)]
+    searched = _searched(tried)
+    points = [[_point(run, metrics, searched) for run in runs if run.row in searched] for runs in (tried, chosen)]
     return Comparison(points[0], points[1], metrics)
 
 
-def _point(run: Run, metrics: tuple[str, str]) -> Point:
+def _searched(tried: list[Run]) -> dict[tuple[str, str] | None, list[str]]:
+    """Return of each trained row the settings that were searched: those in which its runs differ."""
+    rows: dict[tuple[str, str] | None, list[Run]] = defaultdict(list)
+    for run in tried:
+        if run.trained:
+            rows[run.row].append(run)
+    return {
+        row: [k for k in runs[0].settings if len({str(r.settings.get(k)) for r in runs}) > 1]
+        for row, runs in rows.items()
+    }
+
+
+def _point(run: Run, metrics: tuple[str, str], searched: dict[tuple[str, str] | None, list[str]]) -> Point:
     now, floor = run.metrics["this_run"], run.metrics["retain_trained"]
     forget, retain = metrics
     return Point(
         run.content["method"],
         run.content["optim"],
-        tuple((k, str(v)) for k, v in run.settings.items() if k in SEARCHED),
+        tuple((k, str(run.settings.get(k))) for k in searched[run.row]),
         run.seed,
         abs(now[forget].value - floor[forget].value),
         now[retain].value,
         now["displacement"].value,
+        now["unlearn_seconds"].value / len(run.steps),
+        now["unlearn_peak_mb"].value,
         tuple((k, now[k].value) for k in EXTRA if k in now),
     )
 
@@ -251,24 +267,36 @@ def markdown(c: Comparison) -> str:
 def _table(c: Comparison) -> list[str]:
     """Return the chosen settings and what they came to; a setting at the edge of its grid says so."""
     lines = [
-        "| method | optimizer | chosen setting | n | forgotten ↓ | kept ↑ | ‖Δθ‖ |",
-        "|---|---|---|---|---|---|---|",
+        "| method | optimizer | chosen setting | n | forgotten ↓ | kept ↑ | ‖Δθ‖ | s a step | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, optim in c.rows():
         points, tried = of_row(c.chosen, method, optim), [dict(p.setting) for p in of_row(c.tried, method, optim)]
         parts = [
-            f"{k.split('.')[-1]} {float(v):g}{_edge(v, [t[k] for t in tried if k in t])}" for k, v in points[0].setting
+            f"{k.split('.')[-1]} {_short(v)}{_edge(v, [t[k] for t in tried if k in t])}" for k, v in points[0].setting
         ]
-        names = ("distance", "retained", "displacement")
+        names = ("distance", "retained", "displacement", "seconds", "peak_mb")
         numbers = (Cell(tuple(p.number(name) for p in points)).text for name in names)
         lines.append(f"| {method} | {optim} | {', '.join(parts)} | {len(points)} | {' | '.join(numbers)} |")
     return lines
 
 
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _short(value: str) -> str:
+    number = _number(value)
+    return value if number is None else f"{number:g}"
+
+
 def _edge(value: str, values: list[str]) -> str:
-    """Return a mark where a better value may lie outside the grid."""
-    numbers = sorted({float(v) for v in values})
-    return " (edge)" if len(numbers) > 2 and float(value) in (numbers[0], numbers[-1]) else ""
+    """Return a mark where a better value may lie outside the grid: a number, and more than two of them were tried."""
+    numbers = sorted({number for v in values if (number := _number(v)) is not None})
+    return " (edge)" if len(numbers) > 2 and _number(value) in (numbers[0], numbers[-1]) else ""
 
 
 def csv(c: Comparison) -> str:
@@ -277,6 +305,7 @@ def csv(c: Comparison) -> str:
         {
             "part": part, "method": p.method, "optim": p.optim, **dict(p.setting), "seed": p.seed,
             "distance": p.distance, "retained": p.retained, "displacement": p.displacement, **dict(p.extra),
+            "seconds_a_step": p.seconds, "peak_mb": p.peak_mb,
         }
         for part, points in (("validation", c.tried), ("reported", c.chosen))
         for p in points

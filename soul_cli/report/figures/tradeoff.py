@@ -17,6 +17,7 @@ from soul_cli.report.figures.source import Source
 from soul_cli.report.read import label
 from soul_cli.report.tables import Cell, Name
 
+ACROSS = 6  # panels beside one another
 RETAIN, ORIGINAL = (NAMES["retain_trained"], ""), (NAMES["original"], "")
 
 
@@ -85,8 +86,13 @@ def pareto(c: Comparison) -> Figure:
     """Draw a panel a method: every setting (small), the line of those none other beats, the chosen ones with ± sd."""
     rows = c.rows()
     methods, styles = list(dict.fromkeys(method for method, _ in rows)), Styles(rows)
-    figure, (line,) = panels(1, len(methods), 4.2 * len(methods), 4.4, sharey=True)
-    axes = dict(zip(methods, line, strict=True))
+    across = min(len(methods), ACROSS)
+    down = math.ceil(len(methods) / across)
+    figure, lines = panels(down, across, 4.2 * across, 0.4 + 4 * down, sharey=True)
+    every = [panel for line in lines for panel in line]
+    for panel in every[len(methods) :]:
+        panel.remove()
+    axes = dict(zip(methods, every, strict=False))
     for method, optim in rows:
         _draw_settings(axes[method], of_row(c.tried, method, optim), styles.colour(optim))
         x, y = _middle(of_row(c.chosen, method, optim))
@@ -96,7 +102,8 @@ def pareto(c: Comparison) -> Figure:
         )  # fmt: skip
     for method, panel in axes.items():
         panel.set(title=method, xlabel=f"{c.metrics[1]}  (more is kept: right)")
-    line[0].set_ylabel(f"{c.metrics[0]}, distance to retain-trained  (best: 0)")
+    for line in lines:
+        line[0].set_ylabel(f"{c.metrics[0]}, distance to retain-trained  (best: 0)")
     more: list[Artist] = [
         Line2D([], [], color="0.3", ls="", marker="o", ms=4, label="a setting, validation seeds"),
         Line2D([], [], color="0.3", ls="", marker="D", ms=8, mec="black", label="chosen, other seeds, ± sd"),
