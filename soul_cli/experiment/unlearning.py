@@ -26,7 +26,7 @@ from soul_cli.models import load as models
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU, TaskVector
-from soul_cli.objective.forget import AltPO
+from soul_cli.objective.forget.preference import AltPO
 from soul_cli.objective.losses import wide
 from soul_cli.objective.methods import finetuning
 from soul_cli.objective.term import Kinds, Logits, Reference, Term
