@@ -27,7 +27,7 @@ class Retain(Term):
     group: ClassVar[str] = "retain"
 
     def __post_init__(self) -> None:
-        self.check("weight", zero=True)
+        self.check("weight", least=0)
 
 
 @dataclass

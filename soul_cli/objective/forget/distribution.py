@@ -29,7 +29,7 @@ class UNDIAL(Mean):
     needs: ClassVar[Needs] = Needs(reference=Reference.logits)
 
     def __post_init__(self) -> None:
-        self.check("beta", zero=True)
+        self.check("beta", least=0)
 
     def token(self, at: Logits) -> Tensor:
         assert at.reference is not None

@@ -86,7 +86,7 @@ class SimNPO(Objective):
 
     def __post_init__(self) -> None:
         self.check("beta")
-        self.check("margin", zero=True)
+        self.check("margin", least=0)
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         gain = -answers.sums() / answers.tokens - self.margin / self.beta
@@ -118,7 +118,7 @@ class WGA(Weighted):
     paper: ClassVar[str] = "Wang et al. 2025, arXiv:2502.19301"
 
     def __post_init__(self) -> None:
-        self.check("beta", zero=True)
+        self.check("beta", least=0)
 
     def weight(self, logps: Tensor) -> Tensor:
         return (self.beta * logps).exp()
@@ -137,7 +137,7 @@ class SatImp(Weighted):
     paper: ClassVar[str] = "Yang et al. 2025, arXiv:2505.11953"
 
     def __post_init__(self) -> None:
-        self.check("beta1", "beta2", zero=True)
+        self.check("beta1", "beta2", least=0)
 
     def weight(self, logps: Tensor) -> Tensor:
         return (self.beta1 * logps).exp() * (-logps.expm1()) ** self.beta2
