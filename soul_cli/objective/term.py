@@ -46,6 +46,13 @@ class Reference(Enum):
 DEPTH = 7 / 32  # of a model, where terms on hidden states look: the block of the papers' settings, 7 of 32
 
 
+class Route(NamedTuple):
+    """The way of rows through the model."""
+
+    layer: int | None = None  # hidden states are taken behind this block
+    head: bool = True  # False: the way ends there
+
+
 @dataclass(frozen=True)
 class Needs:
     """What the loop lays before a term."""
@@ -54,6 +61,11 @@ class Needs:
     reference: Reference = Reference.none
     layer: int | None = None  # hidden states behind this block (0: the first)
     head: bool = True  # False: the forward ends behind `layer`, and there are no values
+
+    @property
+    def route(self) -> Route:
+        """The way through the model that gives all of it."""
+        return Route(self.layer, self.head)
 
 
 class Logits(NamedTuple):
