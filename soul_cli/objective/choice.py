@@ -10,7 +10,10 @@ from soul_cli.core.types import UserError
 
 @dataclass
 class Choice:
-    """Base of terms, edits, combinations and perturbations.  Fields are the config schema."""
+    """Base of terms, edits, combinations and perturbations.
+
+    Fields are the config schema.  What a subclass sets without a type is no field, but a constant of the class.
+    """
 
     name: str
 

@@ -37,7 +37,7 @@ class OfKinds(Protocol):
 class Combine(Choice):
     """Base of the combinations."""
 
-    group: ClassVar[str] = "combine"
+    group = "combine"
     # the optimizer steps that one step of the run is made of; each has an optimizer with states of its own
     steps: ClassVar[tuple[Kinds, ...]] = (Kinds.both,)
     # the gradients that an optimizer step is made of, in the order in which they are taken
@@ -78,9 +78,9 @@ class Alternating(Combine):
     decay once, in the first of the two.
     """
 
-    steps: ClassVar[tuple[Kinds, ...]] = (Kinds.forget, Kinds.retain)
-    paired: ClassVar[bool] = True
-    decays: ClassVar[Kinds] = Kinds.forget
+    steps = (Kinds.forget, Kinds.retain)
+    paired = True
+    decays = Kinds.forget
 
     def rate(self, kinds: Kinds, weight: float) -> float:
         return weight if kinds is Kinds.retain else 1.0
@@ -101,7 +101,7 @@ class Separate(Alternating):
     forget_steps: int
     retain_steps: int
 
-    decays: ClassVar[Kinds] = Kinds.both
+    decays = Kinds.both
 
     def __post_init__(self) -> None:
         self.check("forget_steps", "retain_steps", least=1)
@@ -123,10 +123,10 @@ class NGDiff(Combine):
     The gradient of forget rows stands while that of retain rows is computed: one buffer.
     """
 
-    passes: ClassVar[tuple[Kinds, ...]] = (Kinds.forget, Kinds.retain)
-    paired: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
-    buffers: ClassVar[int] = 1
+    passes = (Kinds.forget, Kinds.retain)
+    paired = True
+    weighs = False
+    buffers = 1
 
     def __call__(self, gradient: OfKinds, kinds: Kinds, weight: float, memory: dict[str, Any]) -> Gradient:
         forget, retain = gradient(Kinds.forget), gradient(Kinds.retain)
@@ -171,10 +171,10 @@ class GRU(Combine):
 
     gamma: float
 
-    passes: ClassVar[tuple[Kinds, ...]] = (Kinds.retain, Kinds.forget)
-    paired: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
-    kept: ClassVar[int] = 1
+    passes = (Kinds.retain, Kinds.forget)
+    paired = True
+    weighs = False
+    kept = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
@@ -212,7 +212,7 @@ class Dual(Combine):
     bound: float  # nats
     warmup: int
 
-    paired: ClassVar[bool] = True
+    paired = True
 
     def __post_init__(self) -> None:
         self.check("step", "warmup", least=0)

@@ -18,7 +18,7 @@ from soul_cli.objective.losses import wide
 class Edit(Choice):
     """Base of the edits."""
 
-    group: ClassVar[str] = "method"
+    group = "method"
     trains: ClassVar[bool] = False  # whether an optimizer takes part
 
 
@@ -46,7 +46,7 @@ class IU(Edit):
     scale_ratio: float
     tolerance: float
 
-    paper: ClassVar[str] = "Izzo et al. 2021, arXiv:2002.10077; SOUL, section 4"
+    paper = "Izzo et al. 2021, arXiv:2002.10077; SOUL, section 4"
 
     def __post_init__(self) -> None:
         self.check("damping")
@@ -79,8 +79,8 @@ class TaskVector(Edit):
 
     alpha: float
 
-    paper: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089; MUSE, Shi et al. 2024, arXiv:2407.06460"
-    trains: ClassVar[bool] = True
+    paper = "Ilharco et al. 2023, arXiv:2212.04089; MUSE, Shi et al. 2024, arXiv:2407.06460"
+    trains = True
 
     def __post_init__(self) -> None:
         self.check("alpha")

@@ -23,7 +23,7 @@ class Perturb(Choice):
     They act on the gradient of the forget term; that of the retain term is taken at the weights themselves.
     """
 
-    group: ClassVar[str] = "perturb"
+    group = "perturb"
     away: ClassVar[bool] = False  # whether no forget gradient of a step is taken at weights and states themselves
     buffers: ClassVar[int] = 0  # tensors of the trained weights' size that stand while a gradient is computed
 
@@ -72,7 +72,7 @@ class SAM(Perturb):
 
     rho: float
 
-    buffers: ClassVar[int] = 1
+    buffers = 1
 
     def __post_init__(self) -> None:
         self.check("rho", least=0)
@@ -112,8 +112,8 @@ class Smooth(Perturb):
     sigma: float
     draws: int
 
-    away: ClassVar[bool] = True
-    buffers: ClassVar[int] = 2
+    away = True
+    buffers = 2
 
     def __post_init__(self) -> None:
         self.check("sigma", least=0)
@@ -160,7 +160,7 @@ class LAT(Perturb):
     steps: int
     lr: float
 
-    away: ClassVar[bool] = True
+    away = True
 
     def __post_init__(self) -> None:
         self.check("epsilon", "steps", "lr", least=0)
