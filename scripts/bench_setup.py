@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from measured import Measured
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.files import write_text
+from soul_cli.core.machine import processor
 from soul_cli.core.types import QA, Prompted
 from soul_cli.data.batches import collate, epoch_batches
 from soul_cli.data.encode import Encoder
@@ -81,12 +81,7 @@ class Table:
 
 
 def machine() -> list[str]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    load = os.getloadavg()[0]
+    cpu, load = processor(), os.getloadavg()[0]
     return [
         f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__} on {torch.get_num_threads()} threads, float32; "
         f"load of the machine while measuring: {load:.1f} (above the number of threads others were at work too, and "

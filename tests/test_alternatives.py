@@ -22,7 +22,7 @@ from soul_cli.experiment.checks import check_answers, warnings
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.forget import AltPO
+from soul_cli.objective.forget.preference import AltPO
 
 ITEMS = [QA("Who wrote The Lamp?", "Ottoline wrote The Lamp."), QA("Where?", "In the town of Pécs, in 1987.")]
 

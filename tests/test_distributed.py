@@ -46,8 +46,8 @@ from soul_cli.experiment.run import run
 from soul_cli.experiment.unlearning import alternatives
 from soul_cli.models import load as models
 from soul_cli.models.load import ModelRef
-from soul_cli.objective.forget import AltPO
-from soul_cli.objective.methods import IU
+from soul_cli.objective.edit import IU
+from soul_cli.objective.forget.preference import AltPO
 from soul_cli.objective.term import Kinds
 from soul_cli.optim import curvature
 from soul_cli.train.influence import Influence

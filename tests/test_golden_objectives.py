@@ -14,27 +14,11 @@ import torch
 from torch import Tensor
 
 from soul_cli.objective.edit import TaskVector
-from soul_cli.objective.forget import (
-    CEU,
-    DPO,
-    FLAT,
-    IHL,
-    ME,
-    NPO,
-    PDU,
-    RMU,
-    TNPO,
-    UNDIAL,
-    WGA,
-    AdaptiveRMU,
-    AltPO,
-    Direction,
-    Divergence,
-    Normalize,
-    SatImp,
-    SimNPO,
-    representation,
-)
+from soul_cli.objective.forget import representation
+from soul_cli.objective.forget.distribution import CEU, IHL, ME, PDU, UNDIAL, Direction
+from soul_cli.objective.forget.likelihood import NPO, TNPO, WGA, Normalize, SatImp, SimNPO
+from soul_cli.objective.forget.preference import DPO, FLAT, AltPO, Divergence
+from soul_cli.objective.forget.representation import RMU, AdaptiveRMU
 from soul_cli.objective.retain import AP, CE, KL, States
 from soul_cli.objective.term import Answers, Counts, Logits, Normalise, Reference, Term
 

@@ -21,7 +21,8 @@ from soul_cli.data.rows import Rows
 from soul_cli.experiment.checks import check_layers
 from soul_cli.models import answer_model
 from soul_cli.objective.combine import Gradient
-from soul_cli.objective.forget import GA, Objective
+from soul_cli.objective.forget.base import Objective
+from soul_cli.objective.forget.likelihood import GA
 from soul_cli.objective.methods import Problem, problem
 from soul_cli.objective.perturb import Unperturbed
 from soul_cli.objective.retain import CE, KL, Retain

@@ -13,7 +13,8 @@ from soul_cli.core.types import UserError
 from soul_cli.experiment.config import GROUPS, compose
 from soul_cli.objective.combine import COMBINES, Alternating, Sum
 from soul_cli.objective.edit import IU, Solver
-from soul_cli.objective.forget import GA, NPO, PO, Finetune, Normalize
+from soul_cli.objective.forget.base import Finetune
+from soul_cli.objective.forget.likelihood import GA, NPO, PO, Normalize
 from soul_cli.objective.methods import METHODS, problem, usual_retain
 from soul_cli.objective.perturb import PERTURBS, Unperturbed
 from soul_cli.objective.retain import CE, KL, RETAINS, NoRetain

@@ -13,7 +13,7 @@ from torch import nn
 
 from soul_cli.core.types import UserError
 from soul_cli.objective.combine import Alternating
-from soul_cli.objective.forget import GA
+from soul_cli.objective.forget.likelihood import GA
 from soul_cli.objective.term import Kinds
 from soul_cli.optim import curvature as curvature_module
 from soul_cli.optim.build import (

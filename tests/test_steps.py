@@ -49,7 +49,7 @@ from soul_cli.objective.combine import (
     product,
     size,
 )  # fmt: skip
-from soul_cli.objective.forget import GA
+from soul_cli.objective.forget.likelihood import GA
 from soul_cli.objective.methods import Problem, problem
 from soul_cli.objective.perturb import LAT, PERTURBS, SAM, Perturb, Smooth, Unperturbed
 from soul_cli.objective.retain import CE

@@ -12,31 +12,11 @@ from torch import Tensor
 
 from soul_cli.core.types import UserError
 from soul_cli.objective.edit import TaskVector
-from soul_cli.objective.forget import (
-    CEU,
-    DPO,
-    FLAT,
-    GA,
-    IHL,
-    ME,
-    NPO,
-    PDU,
-    PO,
-    RMU,
-    TNPO,
-    UNDIAL,
-    WGA,
-    AdaptiveRMU,
-    AltPO,
-    Direction,
-    Divergence,
-    GradDiff,
-    Normalize,
-    Objective,
-    SatImp,
-    SimNPO,
-)
-from soul_cli.objective.forget.representation import direction
+from soul_cli.objective.forget.base import Objective
+from soul_cli.objective.forget.distribution import CEU, IHL, ME, PDU, UNDIAL, Direction
+from soul_cli.objective.forget.likelihood import GA, NPO, PO, TNPO, WGA, GradDiff, Normalize, SatImp, SimNPO
+from soul_cli.objective.forget.preference import DPO, FLAT, AltPO, Divergence
+from soul_cli.objective.forget.representation import RMU, AdaptiveRMU, direction
 from soul_cli.objective.losses import token_logps
 from soul_cli.objective.methods import METHODS
 from soul_cli.objective.retain import AP, CE, KL, RETAINS, Retain, States

@@ -23,7 +23,8 @@ from soul_cli.data.rows import Rows
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.objective.combine import GRU, Alternating, Combine, Gradient, Separate, Sum
-from soul_cli.objective.forget import GA, NPO, PO, Normalize, Objective
+from soul_cli.objective.forget.base import Objective
+from soul_cli.objective.forget.likelihood import GA, NPO, PO, Normalize
 from soul_cli.objective.methods import Problem, finetuning, problem
 from soul_cli.objective.perturb import Unperturbed
 from soul_cli.objective.retain import CE, NoRetain, Retain

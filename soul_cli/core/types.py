@@ -88,3 +88,6 @@ class Metric:
     goal: str
     definition: str
     ci95: tuple[float, float] | None = None
+
+
+ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}  # of a metric's goal

@@ -10,12 +10,11 @@ import yaml
 from soul_cli import __version__
 from soul_cli.core.files import plain
 from soul_cli.core.run_folder import NAMES
-from soul_cli.core.types import Metric
+from soul_cli.core.types import ARROWS, Metric
 from soul_cli.experiment.base_models import HubModel
 from soul_cli.experiment.config import RunConfig
 
 CARD = "README.md"
-ARROWS = {"up": "↑", "down": "↓", "retain": "→R", "": ""}
 KEPT = ("retain", "combine", "perturb", "optim", "train", "seed", "target_seed")  # settings, beside the method's own
 
 
@@ -95,7 +94,7 @@ def table(models: dict[str, dict[str, Metric]], names: list[str]) -> tuple[list[
     """Return the heads of a table and its lines: of the metrics `names` those that the last model has."""
     last = list(models.values())[-1]
     lines = [
-        [f"{name} {ARROWS[last[name].goal]}".rstrip(), *(number(m.get(name)) for m in models.values())]
+        [f"{name} {ARROWS.get(last[name].goal, '')}".rstrip(), *(number(m.get(name)) for m in models.values())]
         for name in names
         if name in last
     ]

@@ -14,7 +14,7 @@ from soul_cli.experiment.context import Context
 from soul_cli.experiment.unlearning import room_for
 from soul_cli.models.checks import check_sizes, positions
 from soul_cli.models.load import ModelRef, lm_config, load_tokenizer
-from soul_cli.objective.forget import AltPO
+from soul_cli.objective.forget.preference import AltPO
 from soul_cli.objective.methods import Problem, Prompting
 from soul_cli.objective.term import Kinds
 from soul_cli.tasks.base import TaskData, check_lengths, measure_training, read_retain_rows

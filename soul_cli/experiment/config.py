@@ -24,7 +24,7 @@ from soul_cli.experiment.base_models import MODELS, AnyModel, EmbeddedModel
 from soul_cli.experiment.overrides import COMPOSING, explain_composition, quoted
 from soul_cli.objective.combine import COMBINES, Combine
 from soul_cli.objective.edit import Edit
-from soul_cli.objective.forget import Objective
+from soul_cli.objective.forget.base import Objective
 from soul_cli.objective.methods import METHODS, Method, Problem, problem, usual_retain
 from soul_cli.objective.perturb import PERTURBS, Perturb
 from soul_cli.objective.retain import RETAINS, NoRetain, Retain

@@ -26,7 +26,7 @@ from soul_cli.models import load as models
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.edit import IU, TaskVector
-from soul_cli.objective.forget import AltPO
+from soul_cli.objective.forget.preference import AltPO
 from soul_cli.objective.losses import wide
 from soul_cli.objective.methods import finetuning
 from soul_cli.objective.term import Kinds, Logits, Reference, Term
@@ -187,12 +187,10 @@ def against_task_vector(
     context: Context, ref: ModelRef, data: TrainData, method: TaskVector, work: Path, progress: Bar
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Return the model of the reference after method=task_vector, and one record a step of its fine-tuning."""
-    config = context.config
     assert data.forget is not None
-    learns = TrainData(None, data.forget(0))
-    tuned, records = train(
-        context, ref, learns, finetuning(), config.optim, config.train, config.seed, work, progress
-    )  # fmt: skip
+    config = context.config
+    learned = TrainData(None, data.forget(0))  # in the place of the rows to retain, on which fine-tuning trains
+    tuned, records = train(context, ref, learned, finetuning(), config.optim, config.train, config.seed, work, progress)
     lm = context.load(ref)
     with torch.no_grad():
         for p, q in zip(lm.parameters(), tuned.parameters(), strict=True):

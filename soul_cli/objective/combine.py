@@ -11,6 +11,7 @@ from torch import Tensor
 
 from soul_cli.core.distributed import dot, local, norm
 from soul_cli.core.types import UserError
+from soul_cli.objective.choice import Choice
 from soul_cli.objective.term import Kinds
 
 Parts = list[Tensor | None]  # one a trained parameter, in its shape and type (sharded as it is); None: unused
@@ -33,11 +34,10 @@ class OfKinds(Protocol):
 
 
 @dataclass
-class Combine:
-    """Base of the combinations.  Fields are the config schema."""
+class Combine(Choice):
+    """Base of the combinations."""
 
-    name: str
-
+    group = "combine"
     # the optimizer steps that one step of the run is made of; each has an optimizer with states of its own
     steps: ClassVar[tuple[Kinds, ...]] = (Kinds.both,)
     # the gradients that an optimizer step is made of, in the order in which they are taken
@@ -78,9 +78,9 @@ class Alternating(Combine):
     decay once, in the first of the two.
     """
 
-    steps: ClassVar[tuple[Kinds, ...]] = (Kinds.forget, Kinds.retain)
-    paired: ClassVar[bool] = True
-    decays: ClassVar[Kinds] = Kinds.forget
+    steps = (Kinds.forget, Kinds.retain)
+    paired = True
+    decays = Kinds.forget
 
     def rate(self, kinds: Kinds, weight: float) -> float:
         return weight if kinds is Kinds.retain else 1.0
@@ -101,12 +101,10 @@ class Separate(Alternating):
     forget_steps: int
     retain_steps: int
 
-    decays: ClassVar[Kinds] = Kinds.both
+    decays = Kinds.both
 
     def __post_init__(self) -> None:
-        for key in ("forget_steps", "retain_steps"):
-            if getattr(self, key) < 1:
-                raise UserError(f"combine.{key}={getattr(self, key)}: must be 1 or more")
+        self.check("forget_steps", "retain_steps", least=1)
 
     def turns(self, kinds: Kinds) -> int:
         return self.forget_steps if kinds is Kinds.forget else self.retain_steps
@@ -125,10 +123,10 @@ class NGDiff(Combine):
     The gradient of forget rows stands while that of retain rows is computed: one buffer.
     """
 
-    passes: ClassVar[tuple[Kinds, ...]] = (Kinds.forget, Kinds.retain)
-    paired: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
-    buffers: ClassVar[int] = 1
+    passes = (Kinds.forget, Kinds.retain)
+    paired = True
+    weighs = False
+    buffers = 1
 
     def __call__(self, gradient: OfKinds, kinds: Kinds, weight: float, memory: dict[str, Any]) -> Gradient:
         forget, retain = gradient(Kinds.forget), gradient(Kinds.retain)
@@ -173,10 +171,10 @@ class GRU(Combine):
 
     gamma: float
 
-    passes: ClassVar[tuple[Kinds, ...]] = (Kinds.retain, Kinds.forget)
-    paired: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
-    kept: ClassVar[int] = 1
+    passes = (Kinds.retain, Kinds.forget)
+    paired = True
+    weighs = False
+    kept = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
@@ -214,15 +212,12 @@ class Dual(Combine):
     bound: float  # nats
     warmup: int
 
-    paired: ClassVar[bool] = True
+    paired = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.step < float("inf"):
-            raise UserError(f"combine.step={self.step}: must be 0 or more")
+        self.check("step", "warmup", least=0)
         if not 0 <= self.bound < float("inf"):
             raise UserError(f"combine.bound={self.bound}: must be 0 or more, in nats")
-        if self.warmup < 0:
-            raise UserError(f"combine.warmup={self.warmup}: must be 0 or more steps")
 
     def __call__(self, gradient: OfKinds, kinds: Kinds, weight: float, memory: dict[str, Any]) -> Gradient:
         dual, taken = memory.get("dual", weight), memory.get("taken", 0)

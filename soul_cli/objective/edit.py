@@ -10,15 +10,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from soul_cli.core.types import UserError
+from soul_cli.objective.choice import Choice
 from soul_cli.objective.losses import wide
 
 
 @dataclass
-class Edit:
+class Edit(Choice):
     """Base of the edits."""
 
-    name: str
-
+    group = "method"
     trains: ClassVar[bool] = False  # whether an optimizer takes part
 
 
@@ -46,14 +46,12 @@ class IU(Edit):
     scale_ratio: float
     tolerance: float
 
-    paper: ClassVar[str] = "Izzo et al. 2021, arXiv:2002.10077; SOUL, section 4"
+    paper = "Izzo et al. 2021, arXiv:2002.10077; SOUL, section 4"
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping < float("inf"):
-            raise UserError(f"method.damping={self.damping}: must be above 0")
-        for key in ("cg_steps", "hessian_every"):
-            if getattr(self, key) < 1:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be 1 or more")
+        self.check("damping")
+        self.check("cg_steps", "hessian_every", least=1)
+        self.check("tolerance", least=0)
         if not 0 < self.validation_share < 1:
             raise UserError(f"method.validation_share={self.validation_share}: must be between 0 and 1")
         if not 0 < self.first_scale <= self.last_scale < float("inf"):
@@ -63,8 +61,6 @@ class IU(Edit):
             )
         if not 1 < self.scale_ratio < float("inf"):
             raise UserError(f"method.scale_ratio={self.scale_ratio}: must be above 1")
-        if not 0 <= self.tolerance < float("inf"):
-            raise UserError(f"method.tolerance={self.tolerance}: must be 0 or more")
 
     @property
     def scales(self) -> list[float]:
@@ -83,12 +79,11 @@ class TaskVector(Edit):
 
     alpha: float
 
-    paper: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089; MUSE, Shi et al. 2024, arXiv:2407.06460"
-    trains: ClassVar[bool] = True
+    paper = "Ilharco et al. 2023, arXiv:2212.04089; MUSE, Shi et al. 2024, arXiv:2407.06460"
+    trains = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
-            raise UserError(f"method.alpha={self.alpha}: must be above 0")
+        self.check("alpha")
 
     def edited(self, weights: Tensor, tuned: Tensor) -> Tensor:
         """Return what becomes of weights, given what fine-tuning makes of them; float32 or wider."""

@@ -8,30 +8,10 @@ from operator import or_
 from typing import ClassVar
 
 from soul_cli.core.types import UserError
+from soul_cli.objective import edit
 from soul_cli.objective.combine import Combine, Sum
-from soul_cli.objective.edit import IU, Edit, TaskVector
-from soul_cli.objective.forget import (
-    CEU,
-    DPO,
-    FLAT,
-    GA,
-    IHL,
-    ME,
-    NPO,
-    PDU,
-    PO,
-    RMU,
-    TNPO,
-    UNDIAL,
-    WGA,
-    AdaptiveRMU,
-    AltPO,
-    Finetune,
-    GradDiff,
-    Objective,
-    SatImp,
-    SimNPO,
-)
+from soul_cli.objective.forget import distribution, likelihood, preference, representation
+from soul_cli.objective.forget.base import Finetune, Objective
 from soul_cli.objective.perturb import Perturb, Unperturbed
 from soul_cli.objective.retain import CE, NoRetain, Retain
 from soul_cli.objective.term import Kinds, Term
@@ -53,32 +33,32 @@ class Prompting:
     paper: ClassVar[str] = "SOUL, Table 1"
 
 
-Method = Objective | Edit | Prompting | Original
+Method = Objective | edit.Edit | Prompting | Original
 
 METHODS: dict[str, type] = {
     "none": Original,
     "input_based": Prompting,
     "finetune": Finetune,
-    "ga": GA,
-    "graddiff": GradDiff,
-    "po": PO,
-    "npo": NPO,
-    "simnpo": SimNPO,
-    "dpo": DPO,
-    "altpo": AltPO,
-    "wga": WGA,
-    "satimp": SatImp,
-    "tnpo": TNPO,
-    "flat": FLAT,
-    "undial": UNDIAL,
-    "ce_u": CEU,
-    "me": ME,
-    "pdu": PDU,
-    "ihl": IHL,
-    "rmu": RMU,
-    "rmu_adaptive": AdaptiveRMU,
-    "iu": IU,
-    "task_vector": TaskVector,
+    "ga": likelihood.GA,
+    "graddiff": likelihood.GradDiff,
+    "po": likelihood.PO,
+    "npo": likelihood.NPO,
+    "simnpo": likelihood.SimNPO,
+    "dpo": preference.DPO,
+    "altpo": preference.AltPO,
+    "wga": likelihood.WGA,
+    "satimp": likelihood.SatImp,
+    "tnpo": likelihood.TNPO,
+    "flat": preference.FLAT,
+    "undial": distribution.UNDIAL,
+    "ce_u": distribution.CEU,
+    "me": distribution.ME,
+    "pdu": distribution.PDU,
+    "ihl": distribution.IHL,
+    "rmu": representation.RMU,
+    "rmu_adaptive": representation.AdaptiveRMU,
+    "iu": edit.IU,
+    "task_vector": edit.TaskVector,
 }
 # what published runs have beside a forget term, where it is not cross-entropy
 USUAL = {"ga": "none", "flat": "none", "undial": "none", "ce_u": "none", "rmu": "states", "rmu_adaptive": "states"}
@@ -175,7 +155,7 @@ def problem(method: Objective, retain: Retain | NoRetain, combine: Combine, pert
 
 def graddiff() -> Problem:
     """Return gradient difference: what an edit of the weights passes over the rows for."""
-    return Problem(GA("ga"), CE("ce", 1.0), Sum("sum"), Unperturbed("none"))
+    return Problem(likelihood.GA("ga"), CE("ce", 1.0), Sum("sum"), Unperturbed("none"))
 
 
 def finetuning() -> Problem:

@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 
 from soul_cli.core.distributed import local, sharded, sharded_as
-from soul_cli.core.types import UserError
+from soul_cli.objective.choice import Choice
 from soul_cli.objective.combine import Gradient, OfKinds, Parts, plus, scaled, size
 from soul_cli.objective.term import Kinds
 
 
 @dataclass
-class Perturb:
-    """Base of the perturbations.  Fields are the config schema.
+class Perturb(Choice):
+    """Base of the perturbations.
 
     They act on the gradient of the forget term; that of the retain term is taken at the weights themselves.
     """
 
-    name: str
-
+    group = "perturb"
     away: ClassVar[bool] = False  # whether no forget gradient of a step is taken at weights and states themselves
     buffers: ClassVar[int] = 0  # tensors of the trained weights' size that stand while a gradient is computed
 
@@ -73,11 +72,10 @@ class SAM(Perturb):
 
     rho: float
 
-    buffers: ClassVar[int] = 1
+    buffers = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rho < float("inf"):
-            raise UserError(f"perturb.rho={self.rho}: must be 0 or more")
+        self.check("rho", least=0)
 
     def passes(self, kinds: Kinds) -> tuple[Kinds, ...]:
         return (Kinds.forget,) * 2 + apart(kinds) if Kinds.forget in kinds else (kinds,)
@@ -114,14 +112,12 @@ class Smooth(Perturb):
     sigma: float
     draws: int
 
-    away: ClassVar[bool] = True
-    buffers: ClassVar[int] = 2
+    away = True
+    buffers = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < float("inf"):
-            raise UserError(f"perturb.sigma={self.sigma}: must be 0 or more")
-        if self.draws < 1:
-            raise UserError(f"perturb.draws={self.draws}: must be 1 or more")
+        self.check("sigma", least=0)
+        self.check("draws", least=1)
 
     def passes(self, kinds: Kinds) -> tuple[Kinds, ...]:
         return (Kinds.forget,) * self.draws + apart(kinds) if Kinds.forget in kinds else (kinds,)
@@ -164,15 +160,12 @@ class LAT(Perturb):
     steps: int
     lr: float
 
-    away: ClassVar[bool] = True
+    away = True
 
     def __post_init__(self) -> None:
-        for key in ("epsilon", "lr"):
-            if not 0 <= getattr(self, key) < float("inf"):
-                raise UserError(f"perturb.{key}={getattr(self, key)}: must be 0 or more")
-        for key in ("layer", "steps"):
-            if (getattr(self, key) or 0) < 0:
-                raise UserError(f"perturb.{key}={getattr(self, key)}: must be 0 or more")
+        self.check("epsilon", "steps", "lr", least=0)
+        if self.layer is not None:
+            self.check("layer", least=0)
 
     @property
     def place(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,17 +23,17 @@ class Retain(Term):
 
     weight: float
 
-    group: ClassVar[str] = "retain"
+    group = "retain"
 
     def __post_init__(self) -> None:
-        self.check("weight", zero=True)
+        self.check("weight", least=0)
 
 
 @dataclass
 class CE(Retain):
     """Cross-entropy of the answers to keep."""
 
-    paper: ClassVar[str] = "SOUL, section 3"
+    paper = "SOUL, section 3"
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         return -step.mean(answers)
@@ -48,8 +47,8 @@ class KL(Retain):
     alone, as in every other term.
     """
 
-    paper: ClassVar[str] = "Maini et al. 2024, arXiv:2401.06121"
-    needs: ClassVar[Needs] = Needs(reference=Reference.logits)
+    paper = "Maini et al. 2024, arXiv:2401.06121"
+    needs = Needs(reference=Reference.logits)
 
     def token(self, at: Logits) -> Tensor:
         assert at.reference is not None
@@ -70,7 +69,7 @@ class States(Retain):
 
     layer: int | None  # counted from 0; null: as deep as DEPTH says
 
-    paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
+    paper = "Li et al. 2024, arXiv:2403.03218"
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -92,8 +91,8 @@ class AP(Retain):
 
     beta: float
 
-    paper: ClassVar[str] = "Yuan et al. 2024, arXiv:2410.08109"
-    needs: ClassVar[Needs] = Needs(answers=("answer", "refusal"))
+    paper = "Yuan et al. 2024, arXiv:2410.08109"
+    needs = Needs(answers=("answer", "refusal"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from soul_cli.core.types import UserError
+from soul_cli.objective.choice import Choice
 from soul_cli.objective.losses import sum_by, token_logps
 
 
@@ -46,6 +46,13 @@ class Reference(Enum):
 DEPTH = 7 / 32  # of a model, where terms on hidden states look: the block of the papers' settings, 7 of 32
 
 
+class Route(NamedTuple):
+    """The way of rows through the model."""
+
+    layer: int | None = None  # hidden states are taken behind this block
+    head: bool = True  # False: the way ends there
+
+
 @dataclass(frozen=True)
 class Needs:
     """What the loop lays before a term."""
@@ -54,6 +61,11 @@ class Needs:
     reference: Reference = Reference.none
     layer: int | None = None  # hidden states behind this block (0: the first)
     head: bool = True  # False: the forward ends behind `layer`, and there are no values
+
+    @property
+    def route(self) -> Route:
+        """The way through the model that gives all of it."""
+        return Route(self.layer, self.head)
 
 
 class Logits(NamedTuple):
@@ -132,21 +144,10 @@ class Counts:
 
 
 @dataclass
-class Term:
-    """Base of all terms.  Fields are the config schema."""
-
-    name: str
+class Term(Choice):
+    """Base of all terms."""
 
     needs: ClassVar[Needs] = Needs()
-    group: ClassVar[str]  # of the configuration
-    paper: ClassVar[str] = ""  # where it is published
-
-    def check(self, *keys: str, zero: bool = False) -> None:
-        """Raise UserError where a number of the configuration is not above 0.  zero: it may be 0."""
-        for key in keys:
-            value = getattr(self, key)
-            if not (0 <= value < float("inf") and (zero or value)):
-                raise UserError(f"{self.group}.{key}={value}: must be {'0 or more' if zero else 'above 0'}")
 
     def token(self, at: Logits) -> Tensor:
         """Return what is kept of the logits at each token, (t,) or (t, k): log p(target) where nothing else is said."""

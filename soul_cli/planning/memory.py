@@ -25,7 +25,7 @@ from soul_cli.models.adapters import LoRA
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.models.load import autocast, checkpoint_activations, untrained
 from soul_cli.objective.methods import Problem
-from soul_cli.objective.term import Kinds, Reference
+from soul_cli.objective.term import Kinds, Reference, Route
 from soul_cli.optim.build import Optim
 from soul_cli.optim.curvature import drawn_logps
 from soul_cli.train.gradient import Part, looks_of
@@ -137,9 +137,9 @@ class Setting:
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", repr(list(self.problem.terms.values())))
 
-    def of(self, needs: tuple[int | None, bool]) -> Setting:
-        """Return the setting of those rows alone whose terms need this layer and head."""
-        terms = {kind: t for kind, t in self.problem.terms.items() if (t.needs.layer, t.needs.head) == needs}
+    def of(self, route: Route) -> Setting:
+        """Return the setting of those rows alone that take this way through the model."""
+        terms = {kind: t for kind, t in self.problem.terms.items() if t.needs.route == route}
         parts = {Kinds.forget: self.rows[: self.forget], Kinds.retain: self.rows[self.forget :]}
         rows = [row for kind in terms for row in parts[kind]]
         own = replace(self.problem, forget=terms.get(Kinds.forget), retain=terms.get(Kinds.retain))  # type: ignore[arg-type]
@@ -148,15 +148,15 @@ class Setting:
 
 def work(config: Any, setting: Setting) -> Work:
     """Of a model of the transformers configuration `config`."""
-    every = dict.fromkeys((term.needs.layer, term.needs.head) for term in setting.problem.terms.values())
-    works = [_one_way(config, own, *needs) for needs in every if (own := setting.of(needs)).rows]
+    every = dict.fromkeys(term.needs.route for term in setting.problem.terms.values())
+    works = [_one_way(config, own, route) for route in every if (own := setting.of(route)).rows]
     return reduce(Work.beside, works)
 
 
-def _one_way(config: Any, setting: Setting, layer: int | None, head: bool) -> Work:
+def _one_way(config: Any, setting: Setting, route: Route) -> Work:
     layers = config.num_hidden_layers
     two, three = (_traced(_Key(config, n), setting) for n in (2, 3))
-    return two.deeper(three, layers, layers if head or layer is None else layer + 1)
+    return two.deeper(three, layers, layers if route.head or route.layer is None else route.layer + 1)
 
 
 @dataclass(frozen=True)
@@ -270,12 +270,12 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
             live.watch(p)
         base = float(live.now)
         tokens = torch.arange(len(batch.targets))
-        needs = next(iter(setting.problem.terms.values())).needs  # layer and head are those of all
-        looks = looks_of(_parts(setting, model.lm.config.hidden_size), batch) if needs.head else []
+        route = next(iter(setting.problem.terms.values())).needs.route  # that of all
+        looks = looks_of(_parts(setting, model.lm.config.hidden_size), batch) if route.head else []
         labels = [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
         with autocast(torch.device("cpu"), setting.precision):
-            layer = None if needs.layer is None else layers - 1
-            found, states = model(batch, [*looks, *labels], layer, head=needs.head or setting.estimate)
+            layer = None if route.layer is None else layers - 1
+            found, states = model(batch, [*looks, *labels], layer, head=route.head or setting.estimate)
         estimate = (base, base)
         if labels:
             found.pop().sum().backward(retain_graph=True)

@@ -16,7 +16,7 @@ from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.models.load import lm_config
 from soul_cli.objective.edit import TaskVector
-from soul_cli.objective.forget import AltPO
+from soul_cli.objective.forget.preference import AltPO
 from soul_cli.objective.methods import Problem, finetuning, graddiff
 from soul_cli.objective.term import Kinds, Term
 from soul_cli.optim.build import Optim

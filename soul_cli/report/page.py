@@ -14,12 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from soul_cli.core.run_folder import NAMES
 from soul_cli.core.streams import printable
-from soul_cli.core.types import Row
+from soul_cli.core.types import ARROWS, Row
 from soul_cli.report.answers import Place, Speaker, name_of, question_of
 from soul_cli.report.headline import RULE, Shown
 from soul_cli.report.layout import Layout, rank
 from soul_cli.report.read import Run, label
-from soul_cli.report.tables import ARROWS, LEGEND, Grid, short
+from soul_cli.report.tables import LEGEND, Grid, short
 
 TEMPLATES = Path(__file__).with_name("templates")
 POINT = 4 / 3  # CSS pixels

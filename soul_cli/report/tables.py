@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from soul_cli.core.run_folder import NAMES
-from soul_cli.core.types import Metric
+from soul_cli.core.types import ARROWS, Metric
 from soul_cli.report.layout import Column, Layout, rank
 from soul_cli.report.paper import Paper
 from soul_cli.report.read import REFERENCES, Run
 
-ARROWS = {"up": "↑", "down": "↓", "retain": "→R"}
 UNMARKED = tuple(NAMES[r] for r in REFERENCES)
 BEST, SECOND = "best", "second"
 DATA = ("source", "forget", "forget_books", "chunk_words")  # of the task's settings, where it has them

@@ -17,7 +17,7 @@ from soul_cli.core.files import read_lines
 from soul_cli.core.run_folder import METRICS, NAMES, PAGE, STEPS, read_metrics, rows_file
 from soul_cli.core.screen import console, log
 from soul_cli.core.streams import printable
-from soul_cli.core.types import Metric, Row
+from soul_cli.core.types import ARROWS, Metric, Row
 from soul_cli.report.headline import (
     LEGEND,
     Shown,
@@ -29,7 +29,7 @@ from soul_cli.report.headline import (
     phase_words,
     title_of,
 )
-from soul_cli.report.tables import ARROWS, short
+from soul_cli.report.tables import short
 
 UNLIMITED = 10_000  # columns, where nothing says how many there are
 FOLDED = 16  # characters of a metric's name that stay in a line, before columns go to a table of their own

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import psutil
 import torch
 
+from soul_cli.core.machine import instructions, processor
 from soul_cli.core.places import default_cache, expand_home
 from soul_cli.core.run_folder import environment
 from soul_cli.core.screen import log
@@ -52,29 +52,17 @@ def versions() -> Iterator[tuple[str, str]]:
 def machine() -> Iterator[tuple[str, str]]:
     """Yield system, processor with its abilities and speed, memory, compiler."""
     yield "system", platform.platform()
-    facts = cpuinfo()
-    words = set((facts.get("flags") or facts.get("Features") or "").split())
-    name = facts.get("model name") or platform.processor() or platform.machine()
+    name, known = processor(), instructions()
     cores, usable = (
         psutil.cpu_count(logical=False),
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     )
     yield "processor", f"{name}, {cores} cores, {usable} threads may be used, torch takes {torch.get_num_threads()}"
-    yield "instructions", f"{torch.backends.cpu.get_cpu_capability()}; " + " ".join(f for f in FLAGS if f in words)
+    yield "instructions", f"{torch.backends.cpu.get_cpu_capability()}; " + " ".join(f for f in FLAGS if f in known)
     yield "products", products(torch.device("cpu"))
     memory = psutil.virtual_memory()
     yield "memory", f"{size(memory.available)} of {size(memory.total)} free"
     yield "compiler", compiler()
-
-
-def cpuinfo() -> dict[str, str]:
-    """Return the first value of each line of /proc/cpuinfo; nothing where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = [line.split(":", 1) for line in lines if ":" in line]
-    return {name.strip(): value.strip() for name, value in reversed(pairs)}
 
 
 def products(device: torch.device) -> str:

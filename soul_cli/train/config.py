@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
+from soul_cli.core.machine import instructions
 from soul_cli.core.types import UserError
 from soul_cli.models.adapters import LoRA
 from soul_cli.objective.term import Normalise
@@ -70,8 +70,4 @@ def multiplies_bfloat16() -> bool:
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    return any(PRODUCTS & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
+    return bool(PRODUCTS & instructions())

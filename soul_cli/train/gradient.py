@@ -24,7 +24,7 @@ from soul_cli.models.answer_model import AnswerModel, Found, Look, Shift, logps_
 from soul_cli.models.load import autocast
 from soul_cli.objective.combine import Gradient
 from soul_cli.objective.methods import Problem
-from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Normalise, Reference, Term
+from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Normalise, Reference, Route, Term
 from soul_cli.optim.build import HessianData
 from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
 
@@ -77,13 +77,6 @@ def segment(kind: Kinds, term: Term, rows: Rows, indices: tuple[int, ...], keys:
     pairs = [(name, i) for i in indices for name in names]
     named = [key | n << ANSWERS for key in keys for n in range(len(names))]
     return Segment(kind, term, rows, indices, tuple(named), tuple(pairs))
-
-
-class Route(NamedTuple):
-    """The way of rows through the model."""
-
-    layer: int | None = None
-    head: bool = True
 
 
 class Asked(NamedTuple):
@@ -157,7 +150,7 @@ class StepGradient:
             return
         for share in self._shares(wanted):
             segments = [s for s in self._segments(wanted, share) if s.indices]
-            batch = collate([p for s in segments for p in s.prompted] or [NOTHING]).to(self.setup.device)
+            batch = self._batch(segments)
             self.curvature.add(self._forward(batch, [self._labels(batch, segments)], Route()).looks[0])
         self.drawn |= wanted
 
@@ -180,8 +173,8 @@ class StepGradient:
         every = self._segments(kinds, share)
         losses: dict[Kinds, float] = {}
         # rows that take the same way through the model go together
-        for route in dict.fromkeys(Route(s.term.needs.layer, s.term.needs.head) for s in every):
-            taken = [s for s in every if (s.term.needs.layer, s.term.needs.head) == route]
+        for route in dict.fromkeys(s.term.needs.route for s in every):
+            taken = [s for s in every if s.term.needs.route == route]
             losses |= self._backward(taken, route, weight)
         return losses
 
@@ -225,8 +218,11 @@ class StepGradient:
         wide = torch.promote_types(lm.dtype, torch.float32)
         return Shift(place, perturb.states(loss, torch.zeros(shape, dtype=wide, device=self.setup.device)))
 
+    def _batch(self, segments: list[Segment]) -> Batch:
+        return collate([p for s in segments for p in s.prompted] or [NOTHING]).to(self.setup.device)
+
     def _asked(self, segments: list[Segment], route: Route) -> Asked:
-        batch = collate([p for s in segments for p in s.prompted] or [NOTHING]).to(self.setup.device)
+        batch = self._batch(segments)
         return Asked(segments, batch, looks_of([self._part(batch, s) for s in segments], batch) if route.head else [])
 
     def _losses(self, asked: Asked, found: Found) -> dict[Kinds, Tensor]:

@@ -14,7 +14,7 @@ from soul_cli.objective.term import Answers, Counts, Term
 class Objective(Term):
     """A method that the loop trains: a forget term, beside the retain term of `retain=`."""
 
-    group: ClassVar[str] = "method"
+    group = "method"
     forgets: ClassVar[bool] = True  # False: it has no forget term
     alone: ClassVar[str] = ""  # what becomes of the model without a retain term, where that is known to be bad
 
@@ -23,7 +23,7 @@ class Objective(Term):
 class Finetune(Objective):
     """No forget term: fine-tuning on the retain rows.  Also makes the target and the retain-trained model."""
 
-    forgets: ClassVar[bool] = False
+    forgets = False
 
 
 @dataclass

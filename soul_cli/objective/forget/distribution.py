@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,11 +24,11 @@ class UNDIAL(Mean):
 
     beta: float
 
-    paper: ClassVar[str] = "Dong et al. 2024, arXiv:2402.10052"
-    needs: ClassVar[Needs] = Needs(reference=Reference.logits)
+    paper = "Dong et al. 2024, arXiv:2402.10052"
+    needs = Needs(reference=Reference.logits)
 
     def __post_init__(self) -> None:
-        self.check("beta", zero=True)
+        self.check("beta", least=0)
 
     def token(self, at: Logits) -> Tensor:
         assert at.reference is not None
@@ -49,7 +48,7 @@ class CEU(Objective):
 
     skip_first: bool
 
-    paper: ClassVar[str] = "Yang 2025, arXiv:2503.01224"
+    paper = "Yang 2025, arXiv:2503.01224"
 
     def token(self, at: Logits) -> Tensor:
         others = at.policy.detach().scatter(-1, at.targets[:, None], -math.inf)
@@ -82,7 +81,7 @@ class ME(Mean):
 
     direction: Direction
 
-    paper: ClassVar[str] = "Yuan et al. 2024, arXiv:2410.08109"
+    paper = "Yuan et al. 2024, arXiv:2410.08109"
 
     def token(self, at: Logits) -> Tensor:
         logps = at.policy.log_softmax(-1)
@@ -101,7 +100,7 @@ class PDU(Objective):
     multiplier is combine=dual.
     """
 
-    paper: ClassVar[str] = "Entesari et al. 2025, arXiv:2506.05314"
+    paper = "Entesari et al. 2025, arXiv:2506.05314"
 
     def token(self, at: Logits) -> Tensor:
         return (at.policy.amax(-1) - at.policy.mean(-1)).square()
@@ -117,7 +116,7 @@ class IHL(Mean):
     The released code takes logits for probabilities where all of a batch lie in [0, 1]; here they never are.
     """
 
-    paper: ClassVar[str] = "Cha et al. 2025, arXiv:2408.06621"
+    paper = "Cha et al. 2025, arXiv:2408.06621"
 
     def token(self, at: Logits) -> Tensor:
         p, true = at.policy.softmax(-1), at.targets[:, None]

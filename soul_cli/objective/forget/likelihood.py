@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,23 +16,23 @@ from soul_cli.objective.term import Answers, Counts, Needs, Reference
 class GA(Mean):
     """Gradient ascent: minus the cross-entropy of the answers to forget."""
 
-    paper: ClassVar[str] = "Jang et al. 2023, arXiv:2210.01504; SOUL, section 3"
-    alone: ClassVar[str] = "the loss has no lower bound, so that the model diverges"
+    paper = "Jang et al. 2023, arXiv:2210.01504; SOUL, section 3"
+    alone = "the loss has no lower bound, so that the model diverges"
 
 
 @dataclass
 class GradDiff(GA):
     """Gradient difference: gradient ascent with retain=ce."""
 
-    paper: ClassVar[str] = "Liu et al. 2022, arXiv:2203.12817; SOUL, section 3"
+    paper = "Liu et al. 2022, arXiv:2203.12817; SOUL, section 3"
 
 
 @dataclass
 class PO(Objective):
     """Preference optimisation as in TOFU and SOUL: cross-entropy of a refusal to each question to forget."""
 
-    paper: ClassVar[str] = "Maini et al. 2024, arXiv:2401.06121; SOUL, section 3"
-    needs: ClassVar[Needs] = Needs(answers=("refusal",))
+    paper = "Maini et al. 2024, arXiv:2401.06121; SOUL, section 3"
+    needs = Needs(answers=("refusal",))
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         return -step.mean(answers)
@@ -58,8 +57,8 @@ class NPO(Objective):
     beta: float
     normalize: Normalize
 
-    paper: ClassVar[str] = "Zhang et al. 2024, arXiv:2404.05868"
-    needs: ClassVar[Needs] = Needs(reference=Reference.values)
+    paper = "Zhang et al. 2024, arXiv:2404.05868"
+    needs = Needs(reference=Reference.values)
 
     def __post_init__(self) -> None:
         self.check("beta")
@@ -82,11 +81,11 @@ class SimNPO(Objective):
     beta: float
     margin: float
 
-    paper: ClassVar[str] = "Fan et al. 2024, arXiv:2410.07163"
+    paper = "Fan et al. 2024, arXiv:2410.07163"
 
     def __post_init__(self) -> None:
         self.check("beta")
-        self.check("margin", zero=True)
+        self.check("margin", least=0)
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         gain = -answers.sums() / answers.tokens - self.margin / self.beta
@@ -115,10 +114,10 @@ class WGA(Weighted):
 
     beta: float
 
-    paper: ClassVar[str] = "Wang et al. 2025, arXiv:2502.19301"
+    paper = "Wang et al. 2025, arXiv:2502.19301"
 
     def __post_init__(self) -> None:
-        self.check("beta", zero=True)
+        self.check("beta", least=0)
 
     def weight(self, logps: Tensor) -> Tensor:
         return (self.beta * logps).exp()
@@ -134,10 +133,10 @@ class SatImp(Weighted):
     beta1: float
     beta2: float
 
-    paper: ClassVar[str] = "Yang et al. 2025, arXiv:2505.11953"
+    paper = "Yang et al. 2025, arXiv:2505.11953"
 
     def __post_init__(self) -> None:
-        self.check("beta1", "beta2", zero=True)
+        self.check("beta1", "beta2", least=0)
 
     def weight(self, logps: Tensor) -> Tensor:
         return (self.beta1 * logps).exp() * (-logps.expm1()) ** self.beta2
@@ -154,8 +153,8 @@ class TNPO(Objective):
 
     beta: float
 
-    paper: ClassVar[str] = "Wang et al. 2025, arXiv:2502.19301"
-    needs: ClassVar[Needs] = Needs(reference=Reference.values)
+    paper = "Wang et al. 2025, arXiv:2502.19301"
+    needs = Needs(reference=Reference.values)
 
     def __post_init__(self) -> None:
         self.check("beta")

@@ -29,9 +29,9 @@ class DPO(Objective):
 
     beta: float
 
-    paper: ClassVar[str] = "Rafailov et al. 2023, arXiv:2305.18290; Zhang et al. 2024, arXiv:2404.05868"
+    paper = "Rafailov et al. 2023, arXiv:2305.18290; Zhang et al. 2024, arXiv:2404.05868"
     winner: ClassVar[str] = "refusal"
-    needs: ClassVar[Needs] = Needs(answers=("refusal", "answer"), reference=Reference.values)
+    needs = Needs(answers=("refusal", "answer"), reference=Reference.values)
 
     def __post_init__(self) -> None:
         self.check("beta")
@@ -60,9 +60,9 @@ class AltPO(DPO):
     instruction: str | None
     seed: int
 
-    paper: ClassVar[str] = "Mekala et al. 2024, arXiv:2409.13474"
-    winner: ClassVar[str] = "alternative"
-    needs: ClassVar[Needs] = Needs(answers=("alternative", "answer"), reference=Reference.values)
+    paper = "Mekala et al. 2024, arXiv:2409.13474"
+    winner = "alternative"
+    needs = Needs(answers=("alternative", "answer"), reference=Reference.values)
 
     def __post_init__(self) -> None:
         self.check("beta", "alternatives", "temperature", "max_new")
@@ -113,8 +113,8 @@ class FLAT(Objective):
 
     divergence: Divergence
 
-    paper: ClassVar[str] = "Wang et al. 2024, arXiv:2410.11143"
-    needs: ClassVar[Needs] = Needs(answers=("refusal", "answer"))
+    paper = "Wang et al. 2024, arXiv:2410.11143"
+    needs = Needs(answers=("refusal", "answer"))
 
     def loss(self, answers: Answers, step: Counts) -> Tensor:
         p = answers.sums(answers.values.exp()) / answers.tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,8 +35,8 @@ class RMU(Objective):
     coefficient: float
     seed: int
 
-    paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
-    alone: ClassVar[str] = "all texts' states are steered alike, so that the model loses what it knows"
+    paper = "Li et al. 2024, arXiv:2403.03218"
+    alone = "all texts' states are steered alike, so that the model loses what it knows"
 
     def __post_init__(self) -> None:
         self.check("coefficient")
@@ -65,7 +64,7 @@ class AdaptiveRMU(RMU):
     included, of the first batch; the paper has each token's own norm.
     """
 
-    paper: ClassVar[str] = "Dang et al. 2024, arXiv:2408.06223"
+    paper = "Dang et al. 2024, arXiv:2408.06223"
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
