@@ -237,7 +237,7 @@ OBJECTIVES: dict[str, tuple[float | None, float | None]] = {
     **{
         f"method={name} retain=ce": (None, None)
         for name, kind in METHODS.items()
-        if issubclass(kind, Objective) and kind.forgets
+        if issubclass(kind, Objective) and kind.forgets and f"method={name}" != GRADDIFF
     },
     f"{GRADDIFF} retain=kl": (1.25, 1.15),
     "method=undial retain=ce": (1.25, 1.15),
