@@ -25,7 +25,6 @@ class Perturb:
 
     name: str
 
-    away: ClassVar[bool] = False  # whether no forget gradient of a step is taken at weights and states themselves
     buffers: ClassVar[int] = 0  # tensors of the trained weights' size that stand while a gradient is computed
 
     @property
@@ -114,7 +113,6 @@ class Smooth(Perturb):
     sigma: float
     draws: int
 
-    away: ClassVar[bool] = True
     buffers: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -163,8 +161,6 @@ class LAT(Perturb):
     epsilon: float
     steps: int
     lr: float
-
-    away: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for key in ("epsilon", "lr"):
