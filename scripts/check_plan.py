@@ -21,7 +21,7 @@ from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import Architecture, untrained
 from soul_cli.objective.term import Term
 from soul_cli.planning.memory import Footprint, LiveBytes, footprint, work
-from soul_cli.planning.plan import setting_of
+from soul_cli.planning.plan import settings_of
 from soul_cli.planning.stages import Answered, stage_of
 from soul_cli.train.loop import TrainData, Trainer
 
@@ -99,10 +99,10 @@ def plan_of(config: RunConfig, lm_config: Any, forget: Answered, retain: Answere
     assert problem is not None
     stage = stage_of("unlearning", problem, config.optim, train, forget, retain, seed=config.seed, gpus=1)
     adapters = (train.lora.r, train.lora.alpha) if train.lora else None
-    one = work(lm_config, setting_of(stage, config.model.dtype, config.activation_checkpointing, adapters))
+    settings = settings_of(stage, config.model.dtype, config.activation_checkpointing, adapters)
     return footprint(
-        one, config.optim, problem, master_weights=train.master_weights, accumulates=train.accumulation > 1, parts=1,
-        offload=config.offload,
+        config.optim, problem, *(work(lm_config, s) for s in settings), master_weights=train.master_weights,
+        accumulates=train.accumulation > 1, parts=1, offload=config.offload,
     )  # fmt: skip
 
 

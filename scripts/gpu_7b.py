@@ -180,7 +180,7 @@ def train(one: Job, what: str, overrides: list[str], held: Footprint, machine: M
         one.measured(
             f"{what}: peak memory against the plan", "7B", peak / held.peak, None,
             f"{peak / 1e9:.2f} GB allocated (and {torch.cuda.max_memory_reserved() / 1e9:.2f} reserved) against "
-            f"{held.peak / 1e9:.2f} planned: {parts}, curvature {held.curvature / 1e9:.2f}, "
+            f"{held.peak / 1e9:.2f} planned: {parts}, "
             f"activations {held.activations / 1e9:.2f}",
         )  # fmt: skip
 

@@ -55,7 +55,7 @@ def optimizers(params: list[torch.nn.Parameter], names: tuple[str, ...]) -> dict
     }
     out = {name: made[name]() for name in names}
     if "soul" in out:
-        out["soul"].update_hessian({p: torch.rand_like(p) for p in params})  # type: ignore[attr-defined]
+        out["soul"].update_hessian((p, torch.rand_like(p)) for p in params)  # type: ignore[attr-defined]
     return out
 
 

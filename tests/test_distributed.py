@@ -62,13 +62,13 @@ CASES = {
     "soul, rho given": ["optim=soul", "optim.rho=1", "optim.unclipped_share=null", "optim.hessian_data=forget"],
     "soul, alternating": ["optim=soul", "optim.hessian_every=2", "combine=alternating"],
     "soul_released": ["optim=soul_released"],
-    "soul, kl": ["optim=soul", "optim.hessian_every=2", "retain=kl"],
+    "soul, kl": ["optim=soul", "optim.hessian_every=2", "optim.hessian_rows=null", "retain=kl"],
     "muon": ["optim=muon", "method=finetune"],
     "soul, dpo": ["method=dpo", "optim=soul", "optim.hessian_every=2"],
     "soul, rmu": ["method=rmu", "method.layer=0", "optim=soul", "optim.hessian_every=2"],
     "adamw, undial": ["method=undial", "optim=adamw"],
     "gru": ["optim=adamw", "combine=gru"],
-    "soul, sam": ["optim=soul", "optim.hessian_every=2", "perturb=sam", "perturb.rho=0.1"],
+    "soul, sam": ["optim=soul", "optim.hessian_every=2", "optim.hessian_rows=1", "perturb=sam", "perturb.rho=0.1"],
     "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }
 

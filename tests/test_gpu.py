@@ -242,7 +242,7 @@ def stepped(name: str, device: torch.device, steps: int = 5) -> tuple[list[Tenso
                 p.grad[0] = 0
         if name != "released" and t % 2 == 0:
             estimates = (torch.where(x > 1, 0.0, x.square()) for x in randoms(200 + t))
-            optimizer.update_hessian(dict(zip(params, estimates, strict=True)))
+            optimizer.update_hessian(zip(params, estimates, strict=True))
         optimizer.step()
         stats.append(optimizer.stats)
     return [p.detach().cpu() for p in params], [s for p in params for s in optimizer.state[p].values()], stats
@@ -268,7 +268,7 @@ def test_one_pass_equals_the_readable_step(name: str, device: torch.device, monk
 def test_what_is_not_a_number_stays_so(device: torch.device):
     p = torch.nn.Parameter(torch.ones(5000, device=device))
     optimizer = build("rho", [p])
-    optimizer.update_hessian({p: torch.ones_like(p)})
+    optimizer.update_hessian([(p, torch.ones_like(p))])
     p.grad = torch.ones_like(p)
     p.grad[7] = torch.nan
     optimizer.step()

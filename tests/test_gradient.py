@@ -27,7 +27,6 @@ from soul_cli.objective.methods import Problem, problem
 from soul_cli.objective.perturb import Unperturbed
 from soul_cli.objective.retain import CE, KL, Retain
 from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Needs, Reference, Term
-from soul_cli.optim.curvature import GaussNewtonBartlett
 from soul_cli.train.gradient import StepGradient
 from soul_cli.train.loop import TrainData, Trainer
 
@@ -92,7 +91,7 @@ def step(lm: Any, solved: Problem, forget: Rows, retain: Rows, kinds: Kinds = Ki
     trainer = Trainer(lm, TrainData(lambda epoch: forget, retain), solved, ADAMW, settings, 3, CPU)
     (plan,) = trainer.plans[0]
     data = {Kinds.forget: forget, Kinds.retain: retain}
-    return StepGradient(trainer.setup, plan, data, 0, kinds, None)(kinds, solved.weight)
+    return StepGradient(trainer.setup, plan, data, 0)(kinds, solved.weight)
 
 
 def check(found: Gradient, lm: Any, loss: Tensor) -> None:
@@ -160,7 +159,7 @@ def test_logits_of_the_model_before_without_a_second_model(monkeypatch: pytest.M
     trainer = Trainer(lm, TrainData(lambda epoch: answered(FORGET), retain), solved, ADAMW, settings, 3, CPU)
     moved(lm)  # the head was kept when the trainer was built
     data = {Kinds.forget: answered(FORGET), Kinds.retain: retain}
-    found = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, None)(Kinds.both, solved.weight)
+    found = StepGradient(trainer.setup, trainer.plans[0][0], data, 0)(Kinds.both, solved.weight)
     pairs = zip(own, [logits(lm, r).log_softmax(-1) for r in some], strict=True)
     tokens = sum(len(r.answers[0]) for r in some)
     kl = sum((p.exp() * (p - q)).sum() for p, q in pairs) / tokens
@@ -202,50 +201,12 @@ def test_no_term_sees_how_rows_are_batched(monkeypatch: pytest.MonkeyPatch, name
         settings = config(epochs=1, batch_size=size, accumulation=6)
         trainer = Trainer(lm, TrainData(lambda epoch: forget, kept), solved, ADAMW, settings, 3, CPU)
         rows = {Kinds.forget: forget, Kinds.retain: kept}
-        found.append(StepGradient(trainer.setup, trainer.plans[0][0], rows, 0, Kinds.both, None)(Kinds.both))
+        found.append(StepGradient(trainer.setup, trainer.plans[0][0], rows, 0)(Kinds.both))
     assert found[0].losses == pytest.approx(found[1].losses)
     for a, b in zip(found[0].parts, found[1].parts, strict=True):
         assert (a is None) is (b is None)
         if a is not None and b is not None:
             torch.testing.assert_close(a, b, **EXACT)
-
-
-def test_terms_without_a_head_give_the_curvature_the_labels_of_others():
-    """The estimate is of what the model predicts on these rows, whatever is minimised on them."""
-    estimates = []
-    for method, retain in ((TERMS["rmu"], TERMS["states"]), (GA("ga"), CE("ce", 1.0))):
-        solved = solving(method, retain=retain)  # type: ignore[arg-type]
-        data = {Kinds.forget: rows_for(method, FORGET, 32), Kinds.retain: rows_for(retain, RETAIN, 32)}
-        trainer = Trainer(gpt2(), TrainData(lambda e, d=data: d[Kinds.forget], data[Kinds.retain]), solved, ADAMW,
-                          config(accumulation=2), 3, CPU)  # fmt: skip
-        curvature = GaussNewtonBartlett(trainer.params)
-        ran: list[int] = []
-        trainer.model.lm.transformer.h[1].register_forward_pre_hook(lambda *a, ran=ran: ran.append(1))
-        gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, curvature)
-        gradient(Kinds.both)
-        drawn = len(ran)
-        gradient(Kinds.both)
-        assert (len(ran) == drawn) is not method.needs.head  # drawn labels took the whole model, this did not
-        estimates.append(list(curvature.estimates().values()))
-    for a, b in zip(*estimates, strict=True):
-        assert a.any()
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
-
-
-def test_labels_are_drawn_once_however_the_gradient_is_taken(monkeypatch: pytest.MonkeyPatch):
-    """forget and retain by themselves give the curvature the labels, and the estimate, that both together do."""
-    data = {Kinds.forget: answered(FORGET), Kinds.retain: answered(RETAIN)}
-    solved, estimates = solving(ASCENT.forget), []  # type: ignore[arg-type]
-    for calls in ((Kinds.both,), (Kinds.forget, Kinds.retain, Kinds.both)):
-        trainer = Trainer(gpt2(), TrainData(lambda e: data[Kinds.forget], data[Kinds.retain]), solved, ADAMW,
-                          config(accumulation=2), 3, CPU)  # fmt: skip
-        curvature = GaussNewtonBartlett(trainer.params)
-        gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, curvature)
-        for kinds in calls:
-            gradient(kinds)
-        estimates.append(list(curvature.estimates().values()))
-    for a, b in zip(*estimates, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
 
 
 def test_the_kept_head_stays_as_it_was(tiny_lm: Callable[..., Any]):

@@ -38,7 +38,7 @@ def run(name: str, steps: int = 5):
                 p.grad[0] = 0
         if name != "released" and t % 2 == 0:
             estimates = (torch.where(x > 1, 0.0, x.square()) for x in randoms(200 + t))
-            optimizer.update_hessian(dict(zip(params, estimates, strict=True)))
+            optimizer.update_hessian(zip(params, estimates, strict=True))
         optimizer.step()
         stats.append(optimizer.stats)
     return params, [optimizer.state[p] for p in params], stats
@@ -80,7 +80,7 @@ def test_a_parameter_that_is_not_a_number_does_not_become_one():
         p = torch.nn.Parameter(torch.ones(40))
         optimizer = build(name, [p])
         if name == "rho":
-            optimizer.update_hessian({p: torch.ones(40)})
+            optimizer.update_hessian([(p, torch.ones(40))])
         p.grad = torch.ones(40)
         p.grad[7] = math.nan
         optimizer.step()
@@ -134,7 +134,7 @@ def test_shares_are_even_and_cover_every_coordinate_once(n):
 def test_bf16_parameters_take_the_step_of_their_rounded_values():
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.bfloat16))
     optimizer = build("rho", [p])
-    optimizer.update_hessian({p: torch.tensor([1.0, 1.0, 0.0])})
+    optimizer.update_hessian([(p, torch.tensor([1.0, 1.0, 0.0]))])
     p.grad = torch.tensor([2.0, -50.0, 1.0], dtype=torch.bfloat16)
     optimizer.step()
     # m = 0.1 g; ratios 0.4, -1, 1; theta (1 - 0.001) - 0.01 ratio, each operation rounded to 8 bits
@@ -157,7 +157,7 @@ def test_sharded_parameters_are_stepped_in_place(name):
         optimizers = [build(name, [plain]), build(name, [shards])]
         for optimizer, p in zip(optimizers, (plain, shards), strict=True):
             if name == "share":
-                optimizer.update_hessian({p: randoms(2)[1].square()})
+                optimizer.update_hessian([(p, randoms(2)[1].square())])
             g = randoms(1)[1]
             p.grad = g if p is plain else distribute_tensor(g, mesh, [Shard(0)])
             optimizer.step()

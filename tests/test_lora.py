@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,9 @@ def test_soul_finds_the_curvature_of_both_factors(
     given: list[dict[Any, torch.Tensor]] = []
     update = Soul.update_hessian
 
-    def watched(self: Soul, estimates: dict[Any, torch.Tensor]) -> None:
-        given.append({p: e.clone() for p, e in estimates.items()})
-        update(self, estimates)
+    def watched(self: Soul, estimates: Iterable[tuple[Any, torch.Tensor]]) -> None:
+        given.append(dict(estimates))
+        update(self, given[-1].items())
 
     monkeypatch.setattr(Soul, "update_hessian", watched)
     config = compose(["optim=soul", "optim.lr=1e-3", "optim.hessian_every=1", "train.epochs=2", "train.warmup=0"])

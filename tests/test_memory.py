@@ -54,16 +54,15 @@ def test_option_changes_no_number(tiny_lm: MakeLM, tmp_path: Path, name: str, op
     torch.testing.assert_close(other[1], plain[1], rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "times"), [("adamw", 2), ("soul", 3)])
-def test_checkpointed_blocks_are_computed_again(tiny_lm: MakeLM, tmp_path: Path, name: str, times: int):
-    """Once a backward: the curvature estimate has one of its own."""
+@pytest.mark.parametrize("name", ["adamw", "soul"])
+def test_checkpointed_blocks_are_computed_again(tiny_lm: MakeLM, tmp_path: Path, name: str):
     calls = []
     for checkpointing in (False, True):
         lm, seen = tiny_lm(), []
         lm.model.layers[0].mlp.register_forward_pre_hook(lambda *a, seen=seen: seen.append(1))
         trained(lm, tmp_path / str(checkpointing), OPTIMS[name], activation_checkpointing=checkpointing)
         calls.append(len(seen))
-    assert calls[1] == times * calls[0]
+    assert calls[1] == 2 * calls[0]
 
 
 def test_model_without_checkpointing_is_named(tiny_lm: MakeLM):

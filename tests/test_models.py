@@ -14,7 +14,7 @@ from soul_cli.evaluate.likelihood import score, scores
 from soul_cli.models import answer_model as models
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.models.load import autocast
-from soul_cli.optim.curvature import GaussNewtonBartlett, drawn_logps, uniforms
+from soul_cli.optim.curvature import drawn_logps, uniforms
 
 VOCAB, TOKENS = 48, 11
 GROUPS = [Prompted((5, 6), ((7, 8, 2, 9),)), Prompted((9,), ((4, 2, 3),)), Prompted((4, 4, 5), ((7, 7, 9, 2),))]
@@ -22,19 +22,16 @@ KEEP = torch.arange(TOKENS) % 3 != 1
 
 
 def step(model: AnswerModel, context: Any = nullcontext) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Scores and drawn labels, the scores' gradient and the curvature: two backwards through one forward, as in a step
-    of training.
-    """
+    """Scores and drawn labels, and the gradient of each: two backwards through one forward."""
     params = list(model.parameters())
     index = torch.arange(TOKENS)
     with context():
         batch, at = collate(GROUPS), KEEP.nonzero().squeeze(1)
         labels = Look(drawn_logps, (uniforms(1, 2, index, index)[at],), at)
         found, drawn = model(batch, [Look(scores, (batch.targets,)), labels]).looks
-    curvature = GaussNewtonBartlett(params)
-    curvature.add(drawn)
-    grads = torch.autograd.grad((found[:, 0] * torch.linspace(-1, 2, TOKENS)).sum(), params)
-    return [found, drawn], torch.cat([g.flatten() for g in grads]), torch.cat([*map(torch.flatten, curvature.sums)])
+    of = (-drawn.sum(), (found[:, 0] * torch.linspace(-1, 2, TOKENS)).sum())
+    curvature, grads = (torch.autograd.grad(loss, params, retain_graph=True) for loss in of)
+    return [found, drawn], *(torch.cat([g.flatten() for g in some]) for some in (grads, curvature))
 
 
 @pytest.mark.parametrize("rows", [1, 3, TOKENS - 1, TOKENS])

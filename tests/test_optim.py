@@ -2,12 +2,9 @@
 
 import copy
 import math
-from itertools import product
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
 from test_train import ASCENT, solving
 from torch import nn
 
@@ -15,7 +12,6 @@ from soul_cli.core.types import UserError
 from soul_cli.objective.combine import Alternating
 from soul_cli.objective.forget.likelihood import GA
 from soul_cli.objective.term import Kinds
-from soul_cli.optim import curvature as curvature_module
 from soul_cli.optim.build import (
     OPTIMS,
     AdamW,
@@ -28,7 +24,6 @@ from soul_cli.optim.build import (
     SoulReleasedConfig,
     parameter_groups,
 )
-from soul_cli.optim.curvature import GaussNewtonBartlett, drawn_logps, sample_labels, scramble, uniforms
 from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import Soul, SoulReleased
 from soul_cli.train.loop import Trainer, build_phases
@@ -39,7 +34,7 @@ LR, WD = 0.01, 0.1
 def soul(**changes) -> SoulConfig:
     fields = {
         "beta1": 0.9, "beta2": 0.95, "eps": 1e-15, "rho": 0.5, "unclipped_share": None, "hessian_every": 2,
-        "hessian_data": HessianData.both,
+        "hessian_rows": 4, "hessian_data": HessianData.both,
     }  # fmt: skip
     return SoulConfig("soul", LR, WD, **fields | changes)
 
@@ -85,7 +80,7 @@ def advance(optimizer, params, steps: range, scale: float = 1.0) -> None:
             p.grad = scale * g
         if isinstance(optimizer, Soul) and t % 2 == 0:
             noise = random_like(params, 1000 + t)
-            optimizer.update_hessian({p: x.square() for p, x in zip(params, noise, strict=True)})
+            optimizer.update_hessian((p, x.square()) for p, x in zip(params, noise, strict=True))
         optimizer.step()
 
 
@@ -104,7 +99,7 @@ def one_parameter(*values: float, **changes) -> tuple[torch.Tensor, Soul]:
 
 def test_soul_by_hand():
     p, optimizer = one_parameter(1, 1, 1, 1, 1, weight_decay=0.2)
-    optimizer.update_hessian({p: torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])})
+    optimizer.update_hessian([(p, torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))])
     p.grad = torch.tensor([2.0, -2.0, 50.0, 1.0, 0.0], dtype=torch.float64)
     optimizer.step()
     # m = 0.1 g; m / (0.5 h) = 0.4, -0.4, 10 -> 1, (0.1 / eps) -> 1, 0; theta (1 - 0.02) - 0.1 clip
@@ -122,7 +117,7 @@ def test_h_is_the_mean_of_few_estimates_and_starts_where_there_is_one():
         ([20.0, 0.0], [20.0, 2.0]),  # 20: the first that is not 0; (4 + 0) / 2
         ([8.0, 5.0], [16.0, 3.0]),  # a third of the way
     ):
-        optimizer.update_hessian({p: torch.tensor(estimate)})
+        optimizer.update_hessian([(p, torch.tensor(estimate))])
         assert optimizer.state[p]["h"].tolist() == pytest.approx(h)
 
 
@@ -130,7 +125,7 @@ def test_many_estimates_are_a_moving_average():
     p, optimizer = one_parameter(1, betas=(0.9, 0.75))
     expected = 0.0
     for k in range(1, 9):
-        optimizer.update_hessian({p: torch.tensor([float(k)])})
+        optimizer.update_hessian([(p, torch.tensor([float(k)]))])
         expected += (k - expected) * max(1 / k, 0.25)
         assert optimizer.state[p]["h"].item() == pytest.approx(expected)
 
@@ -204,7 +199,7 @@ def test_calibrated_rho_leaves_the_asked_share_unclipped(share):
 
 def test_calibration_by_hand_and_without_coordinates_that_do_not_move():
     p, optimizer = one_parameter(0, 0, 0, 0, 0, 0, rho=None, unclipped_share=0.5, betas=(0, 0.95))
-    optimizer.update_hessian({p: torch.tensor([1.0, 2.0, 1.0, 8.0, 1.0, 1.0])})
+    optimizer.update_hessian([(p, torch.tensor([1.0, 2.0, 1.0, 8.0, 1.0, 1.0]))])
     p.grad = torch.tensor([1.0, -4.0, 3.0, 32.0, 0.0, 0.0], dtype=torch.float64)
     optimizer.step()
     # |m| / h = 1, 2, 3, 4; half of them below the middle -> rho = 2.5
@@ -215,7 +210,7 @@ def test_calibration_by_hand_and_without_coordinates_that_do_not_move():
 
 def test_calibration_without_any_gradient_moves_nothing():
     p, optimizer = one_parameter(1, 2, rho=None, unclipped_share=0.5)
-    optimizer.update_hessian({p: torch.zeros(2)})
+    optimizer.update_hessian([(p, torch.zeros(2))])
     p.grad = torch.zeros_like(p)
     optimizer.step()
     assert p.tolist() == [1, 2]
@@ -396,7 +391,7 @@ def test_a_calibration_that_is_due_survives_the_state_dict():
     model = toy()
     params = list(model.parameters())
     first, second = (soul(rho=None, unclipped_share=0.3).build(parameter_groups(model, WD)) for _ in "ab")
-    first.update_hessian({p: torch.ones_like(p) for p in params})
+    first.update_hessian((p, torch.ones_like(p)) for p in params)
     second.load_state_dict(first.state_dict())
     advance(second, params, range(1, 2))  # no estimate at odd steps: rho comes from the loaded flag
     assert second.stats["unclipped_share"] == pytest.approx(0.3, abs=1 / 60)
@@ -414,6 +409,7 @@ def test_a_calibration_that_is_due_survives_the_state_dict():
         ({"rho": None, "unclipped_share": 0.0}, "unclipped_share=0.0: must be between 0 and 1"),
         ({"rho": None, "unclipped_share": 1.0}, "unclipped_share=1.0: must be between 0 and 1"),
         ({"hessian_every": 0}, "hessian_every=0: must be 1 or more"),
+        ({"hessian_rows": 0}, "hessian_rows=0: must be 1 or more"),
         ({"beta1": 1.0}, r"beta1=1.0: must be in \[0, 1\)"),
         ({"beta2": -0.1}, r"beta2=-0.1: must be in \[0, 1\)"),
     ],
@@ -484,149 +480,10 @@ def test_tied_embeddings_appear_once():
     assert len(members) == len({id(p) for p in members}) == 5
 
 
-# --- Gauss-Newton-Bartlett ---------------------------------------------------------------------------------
-
-
-def softmax_regression(tokens: int, features: int, classes: int) -> tuple[nn.Linear, torch.Tensor]:
-    torch.manual_seed(0)
-    return nn.Linear(features, classes, bias=False), torch.randn(tokens, features)
-
-
-def gauss_newton(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Diagonal of J' (diag p - p p') J of the mean CE: for weight (c, j) the mean over tokens of p (1 - p) x_j^2."""
-    p = linear(x).detach().softmax(-1)
-    return torch.stack([(p[:, c] * (1 - p[:, c])) @ x.square() / len(x) for c in range(p.shape[1])])
-
-
-def drawn(x: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
-    """A number a token, where each token is a row."""
-    rows = torch.arange(len(x))
-    return uniforms(seed, step, rows, torch.zeros_like(rows))
-
-
-def estimate(linear: nn.Linear, *batches: torch.Tensor, seed: int = 0, step: int = 0) -> torch.Tensor:
-    curvature = GaussNewtonBartlett([linear.weight])
-    for x in batches:
-        curvature.add(drawn_logps(linear(x), drawn(x, seed, step)))
-    return curvature.estimates()[linear.weight]
-
-
-def draw(monkeypatch, labels: list[int]) -> None:
-    """Labels are these, one after the other."""
-    left = list(labels)
-    monkeypatch.setattr(
-        curvature_module, "sample_labels", lambda logits, u: torch.tensor([left.pop(0) for _ in logits])
-    )
-
-
-def test_scrambling_one_key_is_splitmix64():
-    # the first output of the published generator with seed 0, and the second (its state is the golden ratio by then)
-    assert scramble(0).tolist() == [0xE220A8397B1DCDAF]
-    assert scramble(np.uint64(0x9E3779B97F4A7C15).astype(np.int64)).tolist() == [0x6E789E6AA1B965F4]
-
-
-def test_numbers_are_uniform_and_neighbours_do_not_resemble_each_other():
-    n = 4096
-    index, zeros = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-    steps = torch.cat([uniforms(0, step, zeros[:1], zeros[:1]) for step in range(n)])
-    seeds = torch.cat([uniforms(seed, 0, zeros[:1], zeros[:1]) for seed in range(-n // 2, n // 2)])
-    rows, positions = uniforms(3, 5, index << 40, zeros), uniforms(3, 5, zeros, index)
-    for u in (steps, seeds, rows, positions):
-        assert kstest(u, "uniform").pvalue > 0.01
-        assert abs(np.corrcoef(u[1:], u[:-1])[0, 1]) < 3 / math.sqrt(n)
-    for u, v in product((steps, seeds, rows, positions), repeat=2):
-        assert u is v or abs(np.corrcoef(u, v)[0, 1]) < 4 / math.sqrt(n)
-
-
-def test_labels_by_hand():
-    logits = torch.tensor([0.25, 0.5, 0.0, 0.25]).log().expand(6, 4)
-    u = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2.0**-53], dtype=torch.float64)
-    assert sample_labels(logits, u).tolist() == [0, 0, 1, 1, 3, 3]  # the third is impossible
-    assert sample_labels(logits[:0], u[:0]).tolist() == []
-
-
-def test_label_frequencies_are_the_softmax():
-    torch.manual_seed(0)
-    logits, n = 2 * torch.randn(7), 20_000
-    labels = sample_labels(logits.expand(n, 7), uniforms(1, 2, torch.arange(n) % 40, torch.arange(n) // 40))
-    p = logits.double().softmax(-1)
-    assert chisquare(labels.bincount(minlength=7), n * p / p.sum()).pvalue > 0.01
-
-
-def test_expected_estimate_is_the_gauss_newton_diagonal(monkeypatch):
-    linear, x = softmax_regression(tokens=2, features=3, classes=3)
-    p = linear(x).detach().softmax(-1)
-    expected = torch.zeros_like(linear.weight)
-    for a, b in product(range(3), repeat=2):  # all labels the two tokens may get, with their probability
-        draw(monkeypatch, [a, b])
-        expected += p[0, a] * p[1, b] * estimate(linear, x)
-    torch.testing.assert_close(expected, gauss_newton(linear, x))
-
-
-def test_estimate_of_given_labels_by_hand(monkeypatch):
-    """B (sum over tokens of (p - onehot) x / B)^2: summed over tokens first, then squared, B = 3 tokens."""
-    linear, x = softmax_regression(tokens=3, features=2, classes=3)
-    labels = [2, 0, 2]
-    g = (linear(x).detach().softmax(-1) - torch.eye(3)[labels]).T @ x / 3
-    draw(monkeypatch, labels)
-    torch.testing.assert_close(estimate(linear, x), 3 * g * g)
-    draw(monkeypatch, labels)
-    torch.testing.assert_close(estimate(linear, x[:1], x[1:]), 3 * g * g)  # micro-batches add up before squaring
-
-
-def test_average_of_sampled_estimates_approaches_the_diagonal():
-    linear, x = softmax_regression(tokens=5, features=3, classes=4)
-    mean = torch.stack([estimate(linear, x, step=i) for i in range(2000)]).mean(0)
-    torch.testing.assert_close(mean, gauss_newton(linear, x), rtol=0.15, atol=0)
-
-
-def test_labels_depend_on_seed_and_step_alone():
-    linear, x = softmax_regression(tokens=50, features=3, classes=4)
-    state = torch.get_rng_state()
-    first = estimate(linear, x, seed=1, step=2)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(5)
-    assert torch.equal(estimate(linear, x, seed=1, step=2), first)
-    assert not torch.equal(estimate(linear, x, seed=2, step=2), first)
-    assert not torch.equal(estimate(linear, x, seed=1, step=3), first)
-
-
-def test_only_kept_tokens_take_part():
-    linear, x = softmax_regression(tokens=6, features=3, classes=4)
-    keep = torch.tensor([True, False, True, False, False, True])
-    curvature, other = GaussNewtonBartlett([linear.weight]), GaussNewtonBartlett([linear.weight])
-    curvature.add(drawn_logps(linear(x[:0]), drawn(x[:0])))  # none: as if it had not been called
-    curvature.add(drawn_logps(linear(x)[keep], drawn(x)[keep]))
-    other.add(drawn_logps(linear(x[keep]), drawn(x)[keep]))
-    torch.testing.assert_close(curvature.estimates()[linear.weight], other.estimates()[linear.weight])
-
-
-def test_an_estimate_from_no_token_is_an_error():
-    linear, x = softmax_regression(tokens=2, features=3, classes=4)
-    curvature = GaussNewtonBartlett([linear.weight])
-    curvature.add(drawn_logps(linear(x)[:0], drawn(x)[:0]))
-    with pytest.raises(ValueError, match="no token"):
-        curvature.estimates()
-
-
-def test_estimating_leaves_gradients_and_graph_alone():
-    linear, x = softmax_regression(tokens=4, features=3, classes=4)
-    unused = nn.Parameter(torch.ones(2))
-    logits = linear(x)
-    (expected,) = torch.autograd.grad(logits.square().sum(), linear.weight, retain_graph=True)
-    linear.weight.grad = torch.ones_like(linear.weight)
-    curvature = GaussNewtonBartlett([linear.weight, unused])
-    curvature.add(drawn_logps(logits, drawn(x)))
-    assert curvature.estimates()[unused].tolist() == [0, 0]
-    assert unused.grad is None
-    logits.square().sum().backward()  # the loss's own backward, through the same forward
-    torch.testing.assert_close(linear.weight.grad, 1 + expected)
-
-
 def test_calibration_ignores_coordinates_without_curvature() -> None:
     p = torch.nn.Parameter(torch.zeros(4))
     soul = Soul([p], lr=0.1, betas=(0.0, 0.9), eps=1e-15, weight_decay=0.0, unclipped_share=0.5)
-    soul.update_hessian({p: torch.tensor([0.0, 0.0, 0.0, 1.0])})
+    soul.update_hessian([(p, torch.tensor([0.0, 0.0, 0.0, 1.0]))])
     p.grad = torch.full((4,), 5.0)
     soul.step()
     assert soul.stats["rho"] == 5.0  # |m| / h of the one coordinate with curvature

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from soul_cli.core.types import Prompted, UserError
-from soul_cli.data.batches import Step, collate
 from soul_cli.data.rows import Rows
 from soul_cli.evaluate.likelihood import score
 from soul_cli.models.answer_model import AnswerModel
@@ -32,7 +31,7 @@ from soul_cli.objective.term import Answers, Counts, Kinds, Needs, Normalise, Re
 from soul_cli.optim.build import AdamW, HessianData, MuonConfig, Optim, SoulConfig, SoulReleasedConfig
 from soul_cli.train import checkpoint
 from soul_cli.train.config import TrainConfig
-from soul_cli.train.gradient import StepGradient, segment
+from soul_cli.train.gradient import StepGradient
 from soul_cli.train.loop import NotFiniteError, TrainData, Trainer, factor
 
 MakeLM = Callable[..., Any]
@@ -56,10 +55,11 @@ RELEASED = SoulReleasedConfig("soul_released", lr=1e-3, weight_decay=0.1, beta1=
 MUON = MuonConfig("muon", lr=1e-3, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.95)
 
 
-def soul(*, rho: float | None = None, every: int = 4) -> SoulConfig:
+def soul(*, rho: float | None = None, every: int = 4, rows: int | None = 2) -> SoulConfig:
     return SoulConfig(
         "soul", lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-15, rho=rho,
-        unclipped_share=0.3 if rho is None else None, hessian_every=every, hessian_data=HessianData.both,
+        unclipped_share=0.3 if rho is None else None, hessian_every=every, hessian_rows=rows,
+        hessian_data=HessianData.both,
     )  # fmt: skip
 
 
@@ -256,38 +256,6 @@ def test_forget_rows_are_those_of_the_epoch(tiny_lm: MakeLM, tmp_path: Path):
     assert [r["epoch"] for r in records] == [1, 2, 3]
 
 
-def test_hessian_tokens(tiny_lm: MakeLM):
-    """Which rows of a process's share draw labels, once; the second gradient of the same kinds draws none."""
-    data = {Kinds.forget: answered(FORGET), Kinds.retain: answered(RETAIN)}
-
-    def takes(data_of: HessianData, forget: tuple[int, ...], retain: tuple[int, ...], kinds: Kinds) -> list[bool]:
-        trainer = Trainer(tiny_lm(), TrainData(lambda e: data[Kinds.forget], data[Kinds.retain]), GRADDIFF, soul(),
-                          config(), 0, CPU)  # fmt: skip
-        step = Step(((forget, retain),))
-        gradient = StepGradient(trainer.setup, step, data, 0, kinds, None, data_of)
-        terms = GRADDIFF.terms
-        segments = [
-            segment(kind, terms[kind], data[kind], some, tuple(2 * i + offset for i in some))
-            for kind, some, offset in ((Kinds.forget, forget, 0), (Kinds.retain, retain, 1))
-            if some
-        ]
-        batch = collate([p for s in segments for p in s.prompted])
-        look = gradient._labels(batch, segments)
-        assert len(look.columns[0].unique()) == len(look.at)
-        owners = set(batch.owner[look.at].tolist())
-        assert len(look.at) == sum(int((batch.owner == i).sum()) for i in owners)  # all tokens of a row, or none
-        gradient.drawn = Kinds.both
-        assert len(gradient._labels(batch, segments).at) == 0
-        return [i in owners for i in range(batch.answers)]
-
-    both = Kinds.both
-    assert takes(HessianData.both, (0, 1), (2,), both) == [True, True, True]
-    assert takes(HessianData.forget, (0, 1), (2,), both) == [True, True, False]
-    assert takes(HessianData.retain, (0, 1), (2,), both) == [False, False, True]
-    assert takes(HessianData.forget, (), (1, 2), both) == [False, False]  # the forget rows are with another process
-    assert takes(HessianData.forget, (), (1, 2), Kinds.retain) == [True, True]  # a step on one kind alone
-
-
 def test_curvature_is_renewed_every_k_steps(tiny_lm: MakeLM, tmp_path: Path):
     records = train(tiny_lm(), tmp_path, optim=soul(rho=1.0, every=4))
     h = [r["h_l1"] for r in records]
@@ -359,7 +327,7 @@ def test_gradients_of_the_kinds_add_up():
         gpt2(), TrainData(lambda e: data[Kinds.forget], data[Kinds.retain]), GRADDIFF, ADAMW,
         config(accumulation=2), 0, CPU,
     )  # fmt: skip
-    gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0, Kinds.both, None)
+    gradient = StepGradient(trainer.setup, trainer.plans[0][0], data, 0)
     both, forget, retain = (gradient(k, 0.7) for k in (Kinds.both, Kinds.forget, Kinds.retain))
     for b, f, r in zip(both.parts, forget.parts, retain.parts, strict=True):
         torch.testing.assert_close(b, f + 0.7 * r, rtol=0, atol=1e-14)
@@ -541,6 +509,17 @@ def test_not_finite_loss_keeps_the_last_whole_step(
     solved = solving(GA("graddiff"), 0.7, combine)
     expected = train(whole, tmp_path / "whole", solved, optim)
     assert without_speed(train(resumed, work, solved, optim)) == without_speed(expected)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_not_finite_loss_behind_an_estimate_keeps_no_half_step(tiny_lm: MakeLM, tmp_path: Path):
+    """In step 5 h has moved when the loss breaks: the state after it is not that after step 4, nor kept as such."""
+    whole, resumed, work, solved = tiny_lm(), tiny_lm(), tmp_path / "parts", solving(GA("graddiff"), 0.7)
+    settings = config(checkpoint_steps=3)
+    with pytest.raises(NotFiniteError, match=r"not finite at step 5 of 6.* after step 3 is kept"):
+        train(tiny_lm(), work, breaking("forget", 5, SUM), soul(every=4), settings)
+    expected = train(whole, tmp_path / "whole", solved, soul(every=4), settings)
+    assert without_speed(train(resumed, work, solved, soul(every=4), settings)) == without_speed(expected)
     assert torch.equal(weights(resumed), weights(whole))
 
 

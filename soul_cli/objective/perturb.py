@@ -24,7 +24,6 @@ class Perturb(Choice):
     """
 
     group = "perturb"
-    away: ClassVar[bool] = False  # whether no forget gradient of a step is taken at weights and states themselves
     buffers: ClassVar[int] = 0  # tensors of the trained weights' size that stand while a gradient is computed
 
     @property
@@ -112,7 +111,6 @@ class Smooth(Perturb):
     sigma: float
     draws: int
 
-    away = True
     buffers = 2
 
     def __post_init__(self) -> None:
@@ -159,8 +157,6 @@ class LAT(Perturb):
     epsilon: float
     steps: int
     lr: float
-
-    away = True
 
     def __post_init__(self) -> None:
         self.check("epsilon", "steps", "lr", least=0)

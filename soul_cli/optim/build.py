@@ -28,7 +28,8 @@ class Curvature:
     """How often an optimizer wants an estimate of the curvature, and of which rows."""
 
     every: int  # steps
-    data: HessianData
+    data: HessianData  # whose labels count where an optimizer step has both kinds; else it takes what it has
+    rows: int | None  # how many rows of each step; None: all
 
 
 @dataclass
@@ -83,11 +84,12 @@ class SoulConfig(Optim):
     rho: float | None
     unclipped_share: float | None
     hessian_every: int
+    hessian_rows: int | None
     hessian_data: HessianData
 
     @property
     def curvature(self) -> Curvature:
-        return Curvature(self.hessian_every, self.hessian_data)
+        return Curvature(self.hessian_every, self.hessian_data, self.hessian_rows)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,8 +102,9 @@ class SoulConfig(Optim):
             raise UserError(f"optim.unclipped_share={self.unclipped_share}: must be between 0 and 1")
         if self.rho is not None and not 0 < self.rho < float("inf"):
             raise UserError(f"optim.rho={self.rho}: must be above 0")
-        if self.hessian_every < 1:
-            raise UserError(f"optim.hessian_every={self.hessian_every}: must be 1 or more")
+        for key in ("hessian_every", "hessian_rows"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise UserError(f"optim.{key}={value}: must be 1 or more")
 
     def build(self, groups: Groups) -> Optimizer:
         return Soul(

@@ -1,4 +1,13 @@
-"""The Gauss-Newton-Bartlett estimate of the diagonal curvature (Sophia, section 2.3, Algorithm 2)."""
+"""The Gauss-Newton-Bartlett estimate of the diagonal curvature (Sophia, section 2.3, Algorithm 2).
+
+With g the gradient of the sum, over the tokens of some rows, of the CE to labels sampled from the model, the
+expectation of g * g over the labels is the sum of the tokens' Gauss-Newton diagonals: labels of different tokens are
+independent, and a token's gradient has the mean 0.  Where r of n rows with T tokens are taken, each with the same
+probability, n / (r T) g * g is therefore, in expectation, the diagonal of the mean CE of the n rows.  With all of them
+it is Sophia's B * ghat * ghat, ghat = g / B and B = T.
+
+Tokens and gradients are those of all micro-batches and processes together: they are summed before they are squared.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soul_cli.core import cost
-from soul_cli.core.distributed import local, sharded, total, total_each
-from soul_cli.objective.losses import token_logps, wide
+from soul_cli.objective.losses import token_logps
 
 HEIGHTS = 1 << 22  # values of distribution functions that stand in float64 at a time
 
@@ -41,6 +48,16 @@ def uniforms(seed: int, step: int, rows: Tensor, positions: Tensor) -> Tensor:
     return torch.from_numpy((scramble(seed, step, rows.numpy(), positions.numpy()) >> np.uint64(11)) * 2.0**-53)
 
 
+def systematic(n: int, most: int, start: int) -> list[int]:
+    """Return `most` of 0..n-1, or all where there are fewer: every (n / most)-th (Madow and Madow 1944).
+
+    start: an integer at random.  Each number is taken with the same probability, and of each run of consecutive ones
+    as many as their share, but for one.
+    """
+    most = min(most, n)
+    return [(start % n + j * n) // most for j in range(most)]
+
+
 def answer_uniforms(seed: int, step: int, keys: Sequence[int], owner: Tensor) -> Tensor:
     """`uniforms` of a batch (T,).  keys: a name of each of its answers; owner (T,), on the CPU: whose a token is."""
     sizes = torch.bincount(owner, minlength=len(keys))
@@ -66,53 +83,3 @@ def drawn_logps(logits: Tensor, u: Tensor) -> Tensor:
     logits (T, V); u (T,): see `uniforms`.
     """
     return token_logps(logits, sample_labels(logits, u))
-
-
-class GaussNewtonBartlett:
-    """h = B * g * g, where g is the gradient of the mean CE to labels sampled from the model, B tokens.
-
-    E[h] over the labels is the diagonal of the Gauss-Newton matrix of the mean CE.  Tokens and gradients are those of
-    all micro-batches and all processes together: they are summed before they are squared.
-
-    Whole parameters: it reuses a forward already done: one extra backward and no extra forward.
-    Sharded ones (FSDP2): gradients are reduced by hooks of backward(), which torch.autograd.grad does not run, and a
-    forward serves one backward.  There the log-probabilities must come from a forward of their own, before the step's,
-    and all ranks must take part in each `add`, with or without tokens; gradients already in .grad are put back.
-    """
-
-    def __init__(self, params: Sequence[Tensor], masters: Sequence[Tensor] | None = None):
-        """masters: what the estimates are for, one a parameter; sums lie where they lie.  None: the parameters."""
-        self.params, self.masters = params, params if masters is None else masters
-        self.sharded = sharded(params[0])
-        self.tokens = torch.zeros((), dtype=torch.int64, device=params[0].device)
-        self.sums = [torch.zeros_like(wide(local(m.detach()))) for m in self.masters]
-
-    def add(self, drawn: Tensor) -> None:
-        """Add one micro-batch: log-probabilities of its drawn labels, (K,) with their graph (`drawn_logps`)."""
-        loss = -drawn.sum()
-        for part, grad in zip(self.sums, self._gradients(loss), strict=True):
-            if grad is not None:
-                part.add_(local(grad).to(part.device))
-        self.tokens += len(drawn)
-
-    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
-        cost.count(backward_passes=1)
-        if not self.sharded:
-            return list(torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True))
-        before = [p.grad for p in self.params]
-        for p in self.params:
-            p.grad = None
-        loss.backward()
-        grads = [p.grad for p in self.params]
-        for p, grad in zip(self.params, before, strict=True):
-            p.grad = grad
-        return grads
-
-    def estimates(self) -> dict[Tensor, Tensor]:
-        """Master -> estimate of the same shape (of its shard).  (sum / B)^2 * B = sum^2 / B.  Call it once."""
-        tokens = int(total(self.tokens))
-        if not tokens:
-            raise ValueError("no token took part in the curvature estimate")
-        if not self.sharded:
-            total_each(self.sums)
-        return {p: part.square_().div_(tokens) for p, part in zip(self.masters, self.sums, strict=True)}

@@ -13,7 +13,7 @@ Deviations from Sophia's released code, all in `Soul`
       theirs starts at 0: a short run has few estimates; a coordinate starts at its first estimate that is not 0
       (low-rank adapters have none at the first step, nor has an embedding that no token touched);
     - the step divides by max(rho h, eps), as Algorithm 1 has it, where theirs divides by rho h + eps;
-    - the estimate is made before the step, on its own batch, where theirs is made after it, for the next;
+    - the estimate is made before the step, on rows of its own batch, where theirs is made after it, for the next;
     - rho is found anew, see `Soul`, where theirs is given;
     - the unclipped share counts coordinates with a non-zero momentum only: rows of the embedding that no
       token touched are neither clipped nor unclipped.
@@ -34,7 +34,7 @@ from soul_cli.core.distributed import all_values, every, local, over_shards, sha
 from soul_cli.objective.losses import wide
 from soul_cli.optim import kernel
 
-SAMPLE = 1 << 20  # coordinates looked at when rho is calibrated
+SAMPLE = 1 << 18  # coordinates looked at when rho is calibrated: the share is then right to 0.001
 PIECE = {"cpu": 1 << 18}  # coordinates in work at a time, by device: on a CPU what a cache holds,
 LARGE = 1 << 26  # elsewhere so many that launching costs nothing and what stands in between little memory
 
@@ -159,22 +159,22 @@ class Soul(SecondOrder):
         super().__init__(params, defaults | found)
 
     @torch.no_grad()
-    def update_hessian(self, estimates: dict[Tensor, Tensor]) -> None:
+    def update_hessian(self, estimates: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Average a new estimate into h: h += gain (estimate - h), gain = max(1 / k, 1 - beta2) for the k-th.
 
-        Where h is 0 it becomes the estimate.  estimates: parameter -> same shape; for a sharded parameter, the shape of
-        this process's part.
+        Where h is 0 it becomes the estimate.  estimates: parameters, each with one of the same shape; of a sharded
+        parameter, in the shape of this process's part.  None is kept: they may be made one after the other.
         """
+        gains: dict[Tensor, float] = {}
         for group in self.param_groups:
             group["estimates"] += 1
-            gain = max(1 / group["estimates"], 1 - group["betas"][1])
-            for p in group["params"]:
-                if p in estimates:
-                    _, h = self._state(p)
-                    for old, new in pieces(local(h), estimates[p]):
-                        new = new.to(old.dtype)
-                        old.copy_(torch.where(old == 0, new, old.lerp(new, gain)))
             group["calibrate"] = group["share"] is not None
+            gains |= dict.fromkeys(group["params"], max(1 / group["estimates"], 1 - group["betas"][1]))
+        for p, estimate in estimates:
+            _, h = self._state(p)
+            for old, new in pieces(local(h), estimate):
+                new = new.to(old.dtype)
+                old.copy_(torch.where(old == 0, new, old.lerp(new, gains[p])))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -216,7 +216,8 @@ class Soul(SecondOrder):
         states = self._states()
         stride = max(1, sum(s["m"].numel() for s in states) // SAMPLE)
         m, h = (wide(torch.cat([every(s[name], stride) for s in states])) for name in ("m", "h"))
-        ratios = torch.where((m != 0) & (h > 0), m.abs() / h, torch.nan)  # sorted behind all numbers
+        none = (m == 0) | (h <= 0)
+        ratios = m.abs_().div_(h).masked_fill_(none, torch.nan)  # sorted behind all numbers
         values = all_values(ratios, states[0]["m"])
         if values.device.type == "cuda":
             return float(_around(values, share))  # the one wait for the device

@@ -28,11 +28,12 @@ from soul_cli.objective.methods import Problem
 from soul_cli.objective.term import Kinds, Reference, Route
 from soul_cli.optim.build import Optim
 from soul_cli.optim.curvature import drawn_logps
+from soul_cli.optim.sophia import SAMPLE
 from soul_cli.train.gradient import Part, looks_of
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
 WIDE = 4  # bytes of a float32
-SPARE = 3  # float32 tensors as large as the largest trained one that an update holds at a time
+SPARE = 3  # float32 tensors as large as what it works on, at most the largest trained one, that an update holds
 
 
 class LiveBytes(TorchDispatchMode):
@@ -92,8 +93,6 @@ class Work:
     passes: int  # forwards with their backwards: rows that take the same way through the model go together
     most: float  # at any time
     last: float  # while the first block's gradients, the last ones, come in
-    estimate_most: float  # the same of the curvature estimate, whose backward keeps the graph
-    estimate_last: float
 
     def deeper(self, other: Work, layers: int, depth: int) -> Work:
         """self: of two blocks, other: of three -> of so many, `depth` of which a forward goes through."""
@@ -102,22 +101,18 @@ class Work:
             a, b = getattr(self, name), getattr(other, name)
             return a + ((depth if name in ("reached", "gradients", "most") else layers) - 2) * (b - a)
 
-        names = (
-            "parameters", "trained", "reached", "weights", "gradients", "linear", "most", "estimate_most",
-            "estimate_last",
-        )  # fmt: skip
+        names = ("parameters", "trained", "reached", "weights", "gradients", "linear", "most")
         return replace(other, blocks=layers, **{name: grown(name) for name in names})
 
     def beside(self, other: Work) -> Work:
         """Of two forwards with their backwards, one after the other."""
-        names = ("reached", "gradients", "head", "most", "last", "estimate_most", "estimate_last")
+        names = ("reached", "gradients", "head", "most", "last")
         larger = {name: max(getattr(self, name), getattr(other, name)) for name in names}
         return replace(self, passes=self.passes + other.passes, **larger)
 
     def scaled(self, factor: float) -> Work:
         """Of a micro-batch of so many times the tokens, roughly."""
-        names = ("most", "last", "estimate_most", "estimate_last")
-        return replace(self, **{name: factor * getattr(self, name) for name in names})
+        return replace(self, most=factor * self.most, last=factor * self.last)
 
 
 @dataclass(frozen=True)
@@ -128,10 +123,10 @@ class Setting:
     precision: str
     checkpointing: bool
     lora: tuple[int, int] | None  # r and alpha
-    estimate: bool  # of the curvature, too
     rows: tuple[tuple[int, int], ...]  # tokens of prompt and answer, of each row
     forget: int  # how many of the rows are forget rows; they come first
     problem: Problem = field(compare=False)
+    drawn: bool = False  # the pass of a curvature estimate: answers are drawn from the model
     terms: str = field(init=False)  # the problem's terms in words: what two settings have to agree in
 
     def __post_init__(self) -> None:
@@ -269,21 +264,18 @@ def _backward(model: AnswerModel, trained: list[Tensor], setting: Setting, layer
         for p in model.parameters():
             live.watch(p)
         base = float(live.now)
-        tokens = torch.arange(len(batch.targets))
         route = next(iter(setting.problem.terms.values())).needs.route  # that of all
         looks = looks_of(_parts(setting, model.lm.config.hidden_size), batch) if route.head else []
-        labels = [Look(drawn_logps, (torch.zeros(len(tokens)),), tokens)] if setting.estimate else []
+        if setting.drawn:
+            looks = [Look(drawn_logps, (torch.zeros(len(batch.targets)),))]
         with autocast(torch.device("cpu"), setting.precision):
             layer = None if route.layer is None else layers - 1
-            found, states = model(batch, [*looks, *labels], layer, head=route.head or setting.estimate)
-        estimate = (base, base)
-        if labels:
-            found.pop().sum().backward(retain_graph=True)
-            estimate, peaks[:] = _peaks(peaks, layers), []
+            found, states = model(batch, looks, layer, head=route.head)
         loss = torch.stack([t.sum() for t in (*found, states) if t is not None]).sum()
         del found, states
         loss.backward()
-    return tuple(peak - base for peak in (*_peaks(peaks, layers), *estimate))
+    # of all, and of the first block, whose gradients come last
+    return max(peaks) - base, max(peaks[len(peaks) * (layers - 1) // layers :]) - base
 
 
 def _parts(setting: Setting, width: int) -> list[Part]:
@@ -298,11 +290,6 @@ def _parts(setting: Setting, width: int) -> list[Part]:
     ]
 
 
-def _peaks(peaks: list[float], layers: int) -> tuple[float, float]:
-    """Of all, and of the first block, whose gradients come last."""
-    return max(peaks), max(peaks[len(peaks) * (layers - 1) // layers :])
-
-
 # --- a whole step ------------------------------------------------------------------------------------------
 
 
@@ -315,7 +302,6 @@ class Footprint:
     masters: float
     states: float
     head: float  # as it was before unlearning
-    curvature: float  # sums of the estimate
     buffers: float  # of combination and perturbation
     activations: float  # forward and backward, logits included
     gathered: float  # sharded: what is whole for a while
@@ -324,9 +310,10 @@ class Footprint:
 
 
 def footprint(
-    one: Work,
     optim: Optim,
     problem: Problem,
+    one: Work,
+    estimate: Work | None = None,
     *,
     master_weights: bool,
     accumulates: bool,
@@ -336,43 +323,42 @@ def footprint(
 ) -> Footprint:
     """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
 
-    parts: how many processes the model is sharded over, 1: it is whole.  element: bytes of a weight, where linear
-    layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies
-    outside the blocks with its gradients, the block at work with its own, and the next block.
+    estimate: of the pass of a curvature estimate, where there is any.  parts: how many processes the model is sharded
+    over, 1: it is whole.  element: bytes of a weight, where linear layers stand in 4 bit.  What FSDP2 gathers is
+    estimated: what lies outside the blocks with its gradients, the block at work with its own, and the next block.
     """
     size = one.gradients / one.reached  # bytes of a trained number
     wide = WIDE if master_weights and size == 2 else size
     copied = wide != size or (offload and parts == 1)
-    second = optim.curvature is not None
     whole = one.weights - one.linear * (1 - IN_4BIT / element) if element else one.weights
-    reached = one.trained if second else one.reached  # labels of the curvature take every parameter
-    weights, gradients = whole / parts, reached * size / parts
-    stepped = reached * wide / parts
+    weights, gradients = whole / parts, one.reached * size / parts
+    stepped = one.reached * wide / parts
+    drawn = one.trained if estimate else one.reached  # labels of the curvature take every parameter
     masters = one.trained * wide / parts if copied else 0.0
-    states = stepped * optim.states * len(problem.steps)
-    curvature = one.trained * max(WIDE, wide) / parts if second else 0.0
+    states = drawn * wide / parts * optim.states * len(problem.steps)
     gathered = 2 * (one.weights - one.blocks * one.block) + 3 * one.block if parts > 1 else 0.0
 
-    # the step's gradients so far; new ones come one at a time, the estimate's are kept together
+    # the step's gradients so far; new ones come one at a time
     so_far = gradients if accumulates or one.passes > 1 else 0.0
-    through = max(one.most + so_far, one.last + gradients)
-    drawing = 0.0
-    if second and (parts == 1 or so_far):
-        drawing = one.estimate_most + so_far
-    if second and parts == 1:
-        drawing = max(drawing, one.estimate_last + gradients + so_far)
-    lasting = problem.combine.kept
-    # labels are drawn before a perturbation moves the weights: then one gradient stands, of forget rows
-    beside = min(problem.buffers, lasting + 1)
-    buffers = problem.buffers * gradients
-    through = max(through + buffers, drawing + beside * gradients if drawing else 0.0)
-    update = (stepped if copied else gradients) + SPARE * one.largest * WIDE / parts
-    kept = masters + states + curvature
+    buffers, lasting = problem.buffers * gradients, problem.combine.kept * gradients
+    spare = SPARE * WIDE * one.largest / parts
+    if estimate:  # rho is found on a sample
+        spare = max(spare, SPARE * WIDE * min(SAMPLE, one.trained))
+    through = max(one.most + so_far, one.last + gradients) + buffers
+    update = (stepped if copied else gradients) + spare
+    activations = one.most
+    if estimate and optim.curvature:  # its gradients come and go before the step's
+        every = drawn * size / parts
+        so_far = 0.0 if optim.curvature.rows else every
+        through = max(through, lasting + max(estimate.most + so_far, estimate.last + every))
+        update = max(update, every + spare)
+        activations, gradients = max(activations, estimate.most), every
+    kept = masters + states
     if not offload:
-        peak, host = weights + kept + gathered + max(through, update + lasting * gradients), 0.0
+        peak, host = weights + kept + gathered + max(through, update + lasting), 0.0
     elif parts == 1:
         peak, host = weights + max(through, gradients), kept + update
     else:
-        peak, host = gathered + one.most, weights + kept + update + gradients + buffers
+        peak, host = gathered + activations, weights + kept + update + gradients + buffers
     peak += one.head
-    return Footprint(weights, gradients, masters, states, one.head, curvature, buffers, one.most, gathered, peak, host)
+    return Footprint(weights, gradients, masters, states, one.head, buffers, activations, gathered, peak, host)

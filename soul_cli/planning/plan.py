@@ -16,6 +16,7 @@ from soul_cli.core.distributed import Parallel
 from soul_cli.experiment.checks import check_layers
 from soul_cli.experiment.config import RunConfig, gpus
 from soul_cli.models.adapters import LoRA
+from soul_cli.objective.methods import finetuning
 from soul_cli.planning.memory import Footprint, Setting, Work, footprint, work
 from soul_cli.planning.stages import Stage, architecture, flops, padded, stages
 
@@ -28,7 +29,6 @@ PARTS = {
     "masters": "master weights",
     "states": "optimizer states",
     "head": "head before unlearning",
-    "curvature": "curvature sums",
     "buffers": "combination, perturbation",
     "activations": "activations, logits",
     "gathered": "gathered by FSDP",
@@ -89,19 +89,19 @@ class Planner:
     def _need(self, how: How, stage: Stage, like: Stage) -> Need:
         train, lora, dtype = stage.train, how.lora or stage.train.lora, self.config.model.dtype
         adapters = (lora.r, lora.alpha) if lora else None
-        one = work(self.lm, setting_of(like, dtype, how.checkpointing, adapters))
-        one = one.scaled(padded(stage.rows) / padded(like.rows))
+        settings = settings_of(like, dtype, how.checkpointing, adapters)
+        rows = zip(settings, (stage.rows, stage.drawn), strict=False)
+        works = [work(self.lm, setting).scaled(padded(own) / padded(setting.rows)) for setting, own in rows]
         held = footprint(
-            one, stage.optim, stage.problem, master_weights=train.master_weights, accumulates=train.accumulation > 1,
+            stage.optim, stage.problem, *works, master_weights=train.master_weights, accumulates=train.accumulation > 1,
             parts=how.gpus if how.sharded else 1, offload=how.offload,
             element=getattr(torch, dtype).itemsize if lora and lora.load_in_4bit else 0,
         )  # fmt: skip
-        return Need(stage, one, held)
+        return Need(stage, works[0], held)
 
     def seconds(self, needs: list[Need], how: How, gpu: dict[str, float]) -> float:
         """Of training alone, at the GPU's peak rate times EFFICIENCY."""
-        options = {"checkpointing": how.checkpointing, "sharded": how.sharded}
-        total = sum(flops(n.stage, n.work.parameters, **options) for n in needs)
+        total = sum(flops(n.stage, n.work.parameters, checkpointing=how.checkpointing) for n in needs)
         return total / (how.gpus * gpu["flops"] * EFFICIENCY)
 
     def smaller(self) -> Iterator[How]:
@@ -117,12 +117,15 @@ class Planner:
             yield from (replace(alone, lora=LoRA(8, 32, in_4bit)) for in_4bit in (False, True))
 
 
-def setting_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[int, int] | None) -> Setting:
-    """Return what a stage's forward and backward depend on.  adapters: r and alpha."""
-    return Setting(
-        dtype, stage.train.precision, checkpointing, adapters, stage.optim.curvature is not None, stage.rows,
-        stage.forget, stage.problem,
-    )  # fmt: skip
+def settings_of(stage: Stage, dtype: str, checkpointing: bool, adapters: tuple[int, int] | None) -> list[Setting]:
+    """Return what a stage's forward and backward depend on, and those of a curvature estimate, where it has any.
+
+    adapters: r and alpha.
+    """
+    own = Setting(dtype, stage.train.precision, checkpointing, adapters, stage.rows, stage.forget, stage.problem)
+    if not stage.drawn:
+        return [own]
+    return [own, replace(own, rows=stage.drawn, forget=0, problem=finetuning(), drawn=True)]
 
 
 def outlook(config: RunConfig) -> str:

@@ -42,6 +42,7 @@ class Stage:
     padded: int  # tokens with what fills rows up to the longest of their micro-batch
     rows: Sizes  # all answers of one process's share of the largest micro-batch
     forget: int  # how many of them are of forget rows; they come first
+    drawn: Sizes = ()  # those of a pass for the curvature, at most
 
 
 def padded(rows: Sequence[tuple[int, int]]) -> int:
@@ -148,19 +149,29 @@ def stage_of(
                 first, own_rows = len(share.forget[::gpus]), rows[::gpus]
                 own = tuple(a for row in own_rows for a in row), sum(len(row) for row in own_rows[:first])
                 largest = max(largest, own, key=lambda rows: padded(rows[0]))
-    return Stage(name, problem, optim, train, steps, tokens, full, *largest)
+    return Stage(name, problem, optim, train, steps, tokens, full, *largest, _drawn(problem, optim, *largest, gpus))
 
 
-def flops(stage: Stage, parameters: int, *, checkpointing: bool, sharded: bool) -> float:
+def _drawn(problem: Problem, optim: Optim, rows: Sizes, forget: int, gpus: int) -> Sizes:
+    """Return the longest rows that a process may have in a pass for the curvature: no more than it has of one kind."""
+    if optim.curvature is None:
+        return ()
+    most = max(forget, len(rows) - forget)
+    if optim.curvature.rows:
+        answers = max(len(term.needs.answers) for term in problem.terms.values())
+        most = min(most, math.ceil(optim.curvature.rows / gpus) * answers)
+    return tuple(sorted(rows, key=sum))[-most:]
+
+
+def flops(stage: Stage, parameters: int, *, checkpointing: bool) -> float:
     """Of all steps and processes: 2 a parameter and token forward, 4 backward, 2 of them for the weights' gradients.
 
-    Checkpointing adds a forward; the curvature estimate a backward, every k steps, and sharded a forward too.
+    Checkpointing adds a forward; the curvature estimate passes over some of the rows once more, every k steps.
     Attention's products of tokens with tokens are left out, and frozen weights taken to need no gradient.
     """
-    again = 2 if checkpointing else 0
-    backward = 2 if stage.train.lora else 4
-    each = 2.0 + backward + again
+    each = 2.0 + (2 if stage.train.lora else 4) + (2 if checkpointing else 0)
     curvature = stage.optim.curvature
     if curvature is not None:
-        each += (backward + again + (2 if sharded else 0)) / curvature.every
+        step = stage.train.batch_size * stage.train.accumulation * len(stage.problem.steps[0])
+        each *= 1 + min(1.0, (curvature.rows or step) / step) / curvature.every
     return each * parameters * stage.padded

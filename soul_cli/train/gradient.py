@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from soul_cli.core import cost
 from soul_cli.core.distributed import rank, total_gradients, total_numbers, world
 from soul_cli.core.types import Batch, Inputs, Prompted
-from soul_cli.data.batches import Share, Step, collate, shares
+from soul_cli.data.batches import Share, Step, collate, runs, shares
 from soul_cli.data.rows import Rows
 from soul_cli.models.answer_model import AnswerModel, Found, Look, Shift, logps_of
 from soul_cli.models.load import autocast
 from soul_cli.objective.combine import Gradient
 from soul_cli.objective.methods import Problem
 from soul_cli.objective.term import Answers, Counts, Kinds, Logits, Normalise, Reference, Route, Term
-from soul_cli.optim.build import HessianData
-from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
+from soul_cli.optim.build import Curvature
+from soul_cli.optim.curvature import answer_uniforms, drawn_logps, scramble, systematic
 
 NOTHING = Prompted((0,), ((0,),))  # stands in where a process has no row and must still take part in collectives
 ANSWERS = 56  # bits of a row's key that leave room for the number of an answer
@@ -88,35 +89,19 @@ class Asked(NamedTuple):
 
 
 class StepGradient:
-    """The gradient of one step's rows, of the kinds that are asked for; it may be called any number of times.
+    """The gradient of one step's rows, of the kinds that are asked for; it may be called any number of times."""
 
-    Labels for the curvature are drawn in the first forward of each kind of rows, or in `draw`.
-    """
-
-    def __init__(
-        self,
-        setup: Setup,
-        step: Step,
-        rows: Mapping[Kinds, Rows],
-        index: int,
-        kinds: Kinds,
-        curvature: GaussNewtonBartlett | None,
-        hessian_data: HessianData = HessianData.both,
-    ):
-        """index: of the step.  kinds: those of the optimizer step this gradient is for.
-
-        hessian_data: whose labels count where the optimizer step has both kinds; else it takes what it has.
-        """
-        self.setup, self.step, self.rows, self.index, self.curvature = setup, step, rows, index, curvature
-        self.wanted = Kinds[hessian_data.value] if kinds == Kinds.both else Kinds.both
-        self.drawn = Kinds(0)  # kinds whose labels the curvature has
-        self.counts = {
-            Kinds.forget: self._count(Kinds.forget, [i for f, _ in step.micro for i in f]),
-            Kinds.retain: self._count(Kinds.retain, [i for _, r in step.micro for i in r]),
+    def __init__(self, setup: Setup, step: Step, rows: Mapping[Kinds, Rows], index: int):
+        """index: of the step."""
+        self.setup, self.step, self.rows, self.index = setup, step, rows, index
+        self.indices = {
+            Kinds.forget: [i for f, _ in step.micro for i in f],
+            Kinds.retain: [i for _, r in step.micro for i in r],
         }
+        self.counts = {kind: self._count(kind) for kind in self.indices}
 
-    def _count(self, kind: Kinds, indices: list[int]) -> Counts:
-        rows = self.rows[kind]
+    def _count(self, kind: Kinds) -> Counts:
+        indices, rows = self.indices[kind], self.rows[kind]
         tokens = sum(len(p.answers[0]) for i in indices for p in rows.row(i))
         return Counts(len(indices), tokens, self.setup.normalise)
 
@@ -127,36 +112,62 @@ class StepGradient:
         """
         setup = self.setup
         sums = {kind: 0.0 for kind in kinds}
-        for share in self._shares(kinds):
+        for share in self._shares(self.step, kinds):
             for kind, loss in self._micro_batch(kinds, share, weight if kinds == Kinds.both else 1.0).items():
                 sums[kind] += loss
-        self.drawn |= kinds
         totals = total_numbers([sums[kind] for kind in kinds], setup.device)
         losses = {f"loss_{kind.name}": total for kind, total in zip(kinds, totals, strict=True)}
-        if not setup.sharded:
-            total_gradients(setup.params)
+        self._complete()
         parts = [p.grad for p in setup.params]
         for p in setup.params:
             p.grad = None
         return Gradient(parts, losses)
 
-    def draw(self, kinds: Kinds) -> None:
-        """Give the curvature the labels of these kinds of rows, in forwards of their own."""
-        terms = self.setup.problem.terms
-        wanted = Kinds(0)
-        for kind in kinds & self.wanted & ~self.drawn:
-            wanted |= kind if terms[kind].needs.head else Kinds(0)
-        if self.curvature is None or not wanted:
-            return
-        for share in self._shares(wanted):
-            segments = [s for s in self._segments(wanted, share) if s.indices]
-            batch = self._batch(segments)
-            self.curvature.add(self._forward(batch, [self._labels(batch, segments)], Route()).looks[0])
-        self.drawn |= wanted
+    def draw(self, kinds: Kinds, wanted: Curvature) -> float:
+        """Put into .grad, which is empty, the gradient of the CE to labels drawn from the model, summed over tokens.
 
-    def _shares(self, kinds: Kinds) -> list[Share]:
+        kinds: those of the optimizer step.  Of their rows that `wanted` counts, it takes `wanted.rows`.  Returns the
+        factor that makes of the square an estimate of the Gauss-Newton diagonal (curvature.py).
+        """
+        kinds = Kinds[wanted.data.value] if kinds == Kinds.both else kinds
+        taken = self._some(kinds, wanted.rows)
+        # no pass over more rows than the step's own has of one kind
+        size = max(len(some) for pair in self.step.micro for some in pair)
+        step = Step(tuple((_of(Kinds.forget, some), _of(Kinds.retain, some)) for some in runs(taken, size)))
+        for share in self._shares(step, kinds):
+            segments = [s for s in self._segments(kinds, share) if s.indices]
+            batch = self._batch(segments)
+            found = self._forward(batch, [self._labels(batch, segments) if segments else logps_of(batch)], Route())
+            total([-found.looks[0].sum()] if segments else [], found).backward()
+            cost.count(backward_passes=1)
+        self._complete()
+        every = sum(len(self.indices[kind]) for kind in kinds)
+        return every / len(taken) / sum(self.counts[kind].tokens for kind in kinds)
+
+    def _labels(self, batch: Batch, segments: list[Segment]) -> Look:
+        """Return the look that draws labels for all tokens of the segments."""
+        keys = [key for s in segments for key in s.keys]
+        return Look(drawn_logps, (answer_uniforms(self.setup.seed, self.index, keys, batch.owner.cpu()),))
+
+    def _some(self, kinds: Kinds, most: int | None) -> list[tuple[Kinds, int]]:
+        """Return `most` rows of these kinds, short ones first, the same however they are batched; None: all."""
+        every: list[tuple[Kinds, int]] = []
+        for kind in kinds:
+            rows = sorted(self.indices[kind])
+            order = scramble(self.setup.seed, self.index, kind.value, np.arange(len(rows))).argsort()
+            every += [(kind, rows[j]) for j in order]
+        start = int(scramble(self.setup.seed, self.index)[0])
+        some = [every[j] for j in systematic(len(every), most or len(every), start)]
+        return sorted(some, key=lambda row: (self.rows[row[0]].tokens(row[1]), row[0].value, row[1]))
+
+    def _complete(self) -> None:
+        """Add up .grad over the processes; of sharded parameters each backward has done so."""
+        if not self.setup.sharded:
+            total_gradients(self.setup.params)
+
+    def _shares(self, step: Step, kinds: Kinds) -> list[Share]:
         """Return what this process has of the rows of these kinds, and has to pass over, in each micro-batch."""
-        some = shares(self.step, rank(), world(), forget=Kinds.forget in kinds, retain=Kinds.retain in kinds)
+        some = shares(step, rank(), world(), forget=Kinds.forget in kinds, retain=Kinds.retain in kinds)
         return [share for share in some if share.keys or self.setup.sharded]
 
     def _segments(self, kinds: Kinds, share: Share) -> list[Segment]:
@@ -179,19 +190,13 @@ class StepGradient:
         return losses
 
     def _backward(self, taken: list[Segment], route: Route, weight: float) -> dict[Kinds, float]:
-        """One forward of the segments' rows and its backward.  weight: of the retain term.
-
-        Where the curvature still wants labels of these rows, the forward goes on to the head for them.
-        """
-        setup = self.setup
+        """One forward of the segments' rows and its backward.  weight: of the retain term."""
         segments = [s for s in taken if s.indices]
-        if not (segments or setup.sharded):
+        if not (segments or self.setup.sharded):
             return {}
         shift = self._shift([s for s in taken if s.kind is Kinds.forget], route)
         asked = self._asked(segments, route)
-        draws = self.curvature is not None and any(s.kind in self.wanted & ~self.drawn for s in taken)
-        labels = self._labels(asked.batch, segments) if draws else None
-        found = self._predict(asked, route, labels, shift)
+        found = self._forward(asked.batch, asked.looks, route, shift)
         losses = self._losses(asked, found)
         parts = [weight * loss if kind is Kinds.retain else loss for kind, loss in losses.items()]
         total(parts, found).backward()
@@ -232,31 +237,10 @@ class StepGradient:
     def _part(batch: Batch, s: Segment) -> Part:
         return Part(s.term, s.size, lambda: s.before(s.rows.states, batch.targets))
 
-    def _predict(self, asked: Asked, route: Route, labels: Look | None, shift: Shift | None) -> Found:
-        """Answer the looks, and give the curvature its labels on the way, which takes the head in any case."""
-        batch, looks = asked.batch, asked.looks
-        if labels is None:
-            return self._forward(batch, looks, route, shift)
-        assert self.curvature is not None
-        found = self._forward(batch, [*looks, labels], route._replace(head=True), shift)
-        self.curvature.add(found.looks[-1])
-        if self.setup.sharded:  # the estimate's backward has used that forward up
-            return self._forward(batch, looks, route, shift)
-        return Found(found.looks[:-1], found.states)
-
     def _forward(self, batch: Batch, looks: list[Look], route: Route, shift: Shift | None = None) -> Found:
         cost.count(forward_passes=1)
         with autocast(self.setup.device, self.setup.precision):
             return self.setup.model(batch, looks, route.layer, head=route.head, shift=shift)
-
-    def _labels(self, batch: Batch, segments: list[Segment]) -> Look:
-        """Return the look that draws labels for the curvature, for the kinds that have still to give theirs."""
-        owner = batch.owner.cpu()
-        takes = [s.kind in self.wanted & ~self.drawn for s in segments for _ in s.answers] or [False]
-        at = torch.tensor(takes)[owner].nonzero().squeeze(1)
-        keys = [key for s in segments for key in s.keys] or [0]
-        u = answer_uniforms(self.setup.seed, self.index, keys, owner)
-        return Look(drawn_logps, (u[at],), at.to(batch.where.device))
 
     def _answers(self, asked: Asked, found: Found) -> list[tuple[Segment, Answers]]:
         """Cut what was found for the batch into the segments."""
@@ -278,6 +262,10 @@ class StepGradient:
             )))  # fmt: skip
             first, start = last, end
         return out
+
+
+def _of(kind: Kinds, some: Sequence[tuple[Kinds, int]]) -> tuple[int, ...]:
+    return tuple(i for own, i in some if own is kind)
 
 
 def total(parts: list[Tensor], found: Found) -> Tensor:

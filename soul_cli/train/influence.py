@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain, count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -38,10 +38,11 @@ from soul_cli.models.head import Head
 from soul_cli.models.load import autocast
 from soul_cli.objective.edit import IU, Solver
 from soul_cli.objective.losses import wide
-from soul_cli.optim.curvature import GaussNewtonBartlett, answer_uniforms, drawn_logps
+from soul_cli.optim.curvature import answer_uniforms, drawn_logps
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.loop import TrainData
 
+T = TypeVar("T")
 Vector = list[Tensor]  # a tensor a parameter, in its shape, float32 or wider
 Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a micro-batch, and a name of each
 Progress = Callable[[int, int, str], None]  # done, total, what
@@ -74,11 +75,10 @@ class MeanCE:
         """Nats a token."""
         with torch.no_grad():
             nll = sum(float(-self._predict(b, logps_of(b)).sum(dtype=torch.float64)) for b in batches)
-        nll, tokens = total_numbers([nll, sum(len(b.targets) for b in batches)], self.device)
-        return nll / tokens
+        return total_numbers([nll], self.device)[0] / self._tokens(batches)
 
     def gradient(self, batches: Sequence[Batch]) -> Vector:
-        return self._mean(batches, self._gradients)
+        return self._mean(batches, lambda batch: self._gradients(batch, logps_of(batch)))
 
     def gauss_newton(self, batches: Sequence[Batch], vector: Vector) -> Vector:
         """(1/T) Σ Jᵀ (diag(p) - p pᵀ) J v over the T answer tokens; J: Jacobian of a token's logits, p: its softmax."""
@@ -86,19 +86,18 @@ class MeanCE:
 
     def diagonal(self, steps: Sequence[Sequence[Portion]], seed: int) -> Vector:
         """SOUL's estimate of the Gauss-Newton diagonal, one a step, averaged with their tokens as weights."""
-        sums, tokens = self._zeros(), 0
+        squares = self._zeros()
         for index, step in enumerate(steps):
-            estimate = GaussNewtonBartlett(self.params)
-            for batch, keys in step:
-                owner = batch.owner.cpu()
-                u = answer_uniforms(seed, index, keys, owner)
-                estimate.add(self._predict(batch, Look(drawn_logps, (u,))))
-            found = estimate.estimates()
-            own = int(estimate.tokens)
-            torch._foreach_add_(sums, list(found.values()), alpha=own)
-            tokens += own
-        torch._foreach_div_(sums, tokens)
-        return sums
+
+            def drawn(portion: Portion, index: int = index) -> Sequence[Tensor | None]:
+                batch, keys = portion
+                u = answer_uniforms(seed, index, keys, batch.owner.cpu())
+                return self._gradients(batch, Look(drawn_logps, (u,)))
+
+            sums = self._sum(step, drawn)
+            torch._foreach_addcmul_(squares, sums, sums)
+        torch._foreach_div_(squares, self._tokens([batch for step in steps for batch, _ in step]))
+        return squares
 
     def _zeros(self) -> Vector:
         return [torch.zeros_like(wide(p.detach())) for p in self.params]
@@ -110,18 +109,25 @@ class MeanCE:
 
     def _mean(self, batches: Sequence[Batch], of: Callable[[Batch], Sequence[Tensor | None]]) -> Vector:
         """Return the sums over the batches, then over the processes, by the number of tokens."""
-        sums = self._zeros()
-        for batch in batches:
-            for part, own in zip(sums, of(batch), strict=True):
-                if own is not None:
-                    part.add_(own)
-        total_each(sums)
-        (tokens,) = total_numbers([sum(len(b.targets) for b in batches)], self.device)
-        torch._foreach_div_(sums, tokens)
+        sums = self._sum(batches, of)
+        torch._foreach_div_(sums, self._tokens(batches))
         return sums
 
-    def _gradients(self, batch: Batch) -> Sequence[Tensor | None]:
-        loss = -self._predict(batch, logps_of(batch)).sum()
+    def _sum(self, parts: Sequence[T], of: Callable[[T], Sequence[Tensor | None]]) -> Vector:
+        sums = self._zeros()
+        for part in parts:
+            for whole, own in zip(sums, of(part), strict=True):
+                if own is not None:
+                    whole.add_(own)
+        total_each(sums)
+        return sums
+
+    def _tokens(self, batches: Sequence[Batch]) -> float:
+        return total_numbers([sum(len(b.targets) for b in batches)], self.device)[0]
+
+    def _gradients(self, batch: Batch, look: Look) -> Sequence[Tensor | None]:
+        """Of the sum of the negative log-probabilities that a look finds."""
+        loss = -self._predict(batch, look).sum()
         cost.count(backward_passes=1)
         return torch.autograd.grad(loss, self.params, allow_unused=True)
 

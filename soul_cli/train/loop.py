@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from soul_cli.objective.combine import Gradient
 from soul_cli.objective.losses import wide
 from soul_cli.objective.methods import Problem
 from soul_cli.objective.term import Kinds, Reference
-from soul_cli.optim.build import Curvature, HessianData, Optim, parameter_groups
-from soul_cli.optim.curvature import GaussNewtonBartlett, scramble
+from soul_cli.optim.build import Curvature, Optim, parameter_groups
+from soul_cli.optim.curvature import scramble
 from soul_cli.optim.master import Masters
 from soul_cli.optim.sophia import pieces
 from soul_cli.train import checkpoint
@@ -53,7 +53,7 @@ class TrainData:
 
 
 class NotFiniteError(UserError):
-    """The loss stopped being a number.  half_step: weights or memory are no longer those before the step."""
+    """The loss stopped being a number.  half_step: weights, curvature or memory are not those before it."""
 
     half_step = False
 
@@ -170,7 +170,7 @@ class Trainer:
                 try:
                     turns.append(self._phase(phase, part, index, turn, rows))
                 except NotFiniteError as error:
-                    error.half_step = bool(record or turns or self.memory)
+                    error.half_step = bool(record or turns or self.memory or self._estimates(index))
                     raise
             numbers = {k: sum(some[k] for some in turns) / len(turns) for k in turns[0]}
             record |= {k if k.startswith("loss_") else k + suffix: v for k, v in numbers.items()}
@@ -178,25 +178,36 @@ class Trainer:
 
     def _phase(self, phase: Phase, step: Step, index: int, turn: int, rows: Mapping[Kinds, Rows]) -> dict[str, float]:
         """Take an optimizer step.  turn: the number of those on the same kinds before it in this step."""
-        wanted = self.optim.curvature if turn == 0 else None
-        curvature = self._curvature(wanted, index)
-        gradient = StepGradient(
-            self.setup, step, rows, index, phase.kinds, curvature, wanted.data if wanted else HessianData.both
-        )
-        if self.problem.perturb.away:
-            gradient.draw(phase.kinds & Kinds.forget)
+        gradient = StepGradient(self.setup, step, rows, index)
+        if (wanted := self._estimates(index)) and turn == 0:
+            self._estimate(phase, gradient, wanted)
         around = self.problem.perturb.around(gradient, self.params, int(scramble(self.seed, index, turn)[0]))
         found = self.problem.combine(around, phase.kinds, self.problem.weight, self.memory)
         if not all(map(math.isfinite, found.losses.values())):
             raise NotFiniteError(f"the loss is not finite at step {index + 1} of {self.total}: {found.losses}")
-        return found.losses | self._update(phase, found, curvature)
+        return found.losses | self._update(phase, found)
 
-    def _curvature(self, wanted: Curvature | None, index: int) -> GaussNewtonBartlett | None:
-        if wanted is None or index % wanted.every:
-            return None
-        return GaussNewtonBartlett(self.params, self.masters.weights)
+    def _estimates(self, index: int) -> Curvature | None:
+        """Return which estimate of the curvature the optimizer takes before a step, if any."""
+        wanted = self.optim.curvature
+        return None if wanted is None or index % wanted.every else wanted
 
-    def _update(self, phase: Phase, found: Gradient, curvature: GaussNewtonBartlett | None) -> dict[str, float]:
+    def _estimate(self, phase: Phase, gradient: StepGradient, wanted: Curvature) -> None:
+        """Give the optimizer an estimate of the curvature.
+
+        Its gradient comes before the step's own and is used up: no other stands beside it.
+        """
+        factor = gradient.draw(phase.kinds, wanted)
+
+        def squares() -> Iterator[tuple[Tensor, Tensor]]:
+            for p, w in zip(self.params, self.masters.weights, strict=True):
+                grad, p.grad = p.grad, None
+                part = torch.zeros_like(local(w)) if grad is None else wide(local(grad).to(w.device))
+                yield w, part.square_().mul_(factor)
+
+        phase.optimizer.update_hessian(squares())  # type: ignore[attr-defined]
+
+    def _update(self, phase: Phase, found: Gradient) -> dict[str, float]:
         for p, part in zip(self.params, found.parts, strict=True):
             p.grad = part
         self.masters.take_gradients()
@@ -207,8 +218,6 @@ class Trainer:
         ratio = min(1.0, self.config.clip / (size + 1e-6)) if self.config.clip else 1.0
         if ratio < 1.0:
             torch._foreach_mul_([local(g) for g in grads], ratio)
-        if curvature is not None:
-            phase.optimizer.update_hessian(curvature.estimates())  # type: ignore[attr-defined]
         phase.optimizer.step()
         phase.optimizer.zero_grad()
         self.masters.give_weights()
