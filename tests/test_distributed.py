@@ -67,7 +67,7 @@ CASES = {
     "soul, dpo": ["method=dpo", "optim=soul", "optim.hessian_every=2"],
     "soul, rmu": ["method=rmu", "method.layer=0", "optim=soul", "optim.hessian_every=2"],
     "adamw, undial": ["method=undial", "optim=adamw"],
-    "gru": ["optim=adamw", "combine=gru"],
+    "gru": ["optim=adamw", "combine=gru", "train.batch_size=1", "train.accumulation=6"],  # two rows go together
     "soul, sam": ["optim=soul", "optim.hessian_every=2", "perturb=sam", "perturb.rho=0.1"],
     "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }

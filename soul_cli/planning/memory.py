@@ -334,7 +334,7 @@ def footprint(
     offload: bool,
     element: float = 0,
 ) -> Footprint:
-    """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
+    """one: of the largest share of a pass.  accumulates: it is not the only pass of its step.
 
     parts: how many processes the model is sharded over, 1: it is whole.  element: bytes of a weight, where linear
     layers stand in 4 bit.  What FSDP2 gathers is estimated: what lies

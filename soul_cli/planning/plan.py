@@ -82,7 +82,7 @@ class Planner:
         self.stages = cache(lambda count: stages(config, self.data, self.per_word, count))
 
     def needs(self, how: How) -> list[Need]:
-        """Traced at the micro-batches of the configured number of GPUs, scaled to those of another."""
+        """Traced at the shares of the configured number of GPUs, scaled to those of another."""
         pairs = zip(self.stages(how.gpus), self.stages(self.config.gpus), strict=True)
         return [self._need(how, stage, like) for stage, like in pairs]
 
@@ -92,7 +92,7 @@ class Planner:
         one = work(self.lm, setting_of(like, dtype, how.checkpointing, adapters))
         one = one.scaled(padded(stage.rows) / padded(like.rows))
         held = footprint(
-            one, stage.optim, stage.problem, master_weights=train.master_weights, accumulates=train.accumulation > 1,
+            one, stage.optim, stage.problem, master_weights=train.master_weights, accumulates=stage.passes > 1,
             parts=how.gpus if how.sharded else 1, offload=how.offload,
             element=getattr(torch, dtype).itemsize if lora and lora.load_in_4bit else 0,
         )  # fmt: skip
@@ -102,7 +102,7 @@ class Planner:
         """Of training alone, at the GPU's peak rate times EFFICIENCY."""
         options = {"checkpointing": how.checkpointing, "sharded": how.sharded}
         total = sum(flops(n.stage, n.work.parameters, **options) for n in needs)
-        return total / (how.gpus * gpu["flops"] * EFFICIENCY)
+        return total / (gpu["flops"] * EFFICIENCY)
 
     def smaller(self) -> Iterator[How]:
         """Ways to need less, from the least intrusive on."""
@@ -161,7 +161,7 @@ def _table(planner: Planner, needs: list[Need]) -> Iterator[str]:
     yield line("steps", [f"{n.stage.steps:,}" for n in needs])
     yield line("tokens", [f"{n.stage.tokens:,}" for n in needs])
     yield line("  padded", [f"{n.stage.padded:,}" for n in needs])
-    yield line("largest micro-batch, a GPU", [f"{len(n.stage.rows)} x {max(map(sum, n.stage.rows))}" for n in needs])
+    yield line("largest batch, a GPU", [f"{len(n.stage.rows)} x {max(map(sum, n.stage.rows))}" for n in needs])
     yield line("GB on each GPU", [""] * len(needs))
     how = planner.how
     other = planner.needs(replace(how, checkpointing=not how.checkpointing))

@@ -4,7 +4,7 @@ One step is a plan of micro-batches (forget rows, retain rows).  It is made of o
 `combine=` says, each on a gradient of some kinds of rows (gradient.py) and with an optimizer of its own.  The loop goes
 on from its checkpoints bit-exactly where it stopped.
 
-On several processes the plan is the same on each, which takes its share of the rows of every micro-batch.
+On several processes the plan is the same on each, which takes its share of the rows of every step.
 """
 
 from __future__ import annotations
