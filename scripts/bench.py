@@ -188,7 +188,7 @@ def trainer(
     states = [torch.ones(len(row.answers[0]), width) for row in retain]
     rows, others = Rows({"answer": forget}, {"answer": values}), Rows({"answer": retain}, states={"answer": states})
     data = TrainData(lambda epoch: rows, others)
-    config = settings("train.epochs=1", f"train.batch_size={effort.batch}", "train.checkpoint_steps=1000").train
+    config = settings("train.epochs=1", f"train.batch_size={effort.batch}", "train.checkpoint_minutes=1000").train
     optimizer, machine = settings(f"optim={optim}").optim, Accelerator(cpu=True)
     return kind(language_model(size), data, problem, optimizer, config, 0, machine, **options)
 

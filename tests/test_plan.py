@@ -210,6 +210,8 @@ def test_plan_of_7b_without_hub(monkeypatch: pytest.MonkeyPatch):
     ):  # fmt: skip
         assert [float(v) for v in rows[name]] == pytest.approx([size * p] * 3, abs=0.01)
     assert [float(v) for v in rows["curvature sums"]] == pytest.approx([0, 0, 4 * p], abs=0.01)
+    assert [float(v) for v in rows["a checkpoint"]] == pytest.approx([12 * p] * 3, abs=0.01)
+    assert [float(v) for v in rows["at most in training"]] == pytest.approx([26 * p] * 3, abs=0.01)
     assert "6,738.4M parameters" in text
     verdict, *ways = text.splitlines()[text.splitlines().index("It would fit with") - 1 :]
     assert verdict.startswith("a100_80g     does not fit: ")

@@ -28,6 +28,7 @@ from soul_cli.objective.methods import Problem
 from soul_cli.objective.term import Kinds, Reference
 from soul_cli.optim.build import Optim
 from soul_cli.optim.curvature import drawn_logps
+from soul_cli.train.checkpoint import disk
 from soul_cli.train.gradient import Part, looks_of
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
@@ -321,6 +322,8 @@ class Footprint:
     gathered: float  # sharded: what is whole for a while
     peak: float
     host: float
+    checkpoint: float  # on disk, of all processes
+    disk: float  # on disk at most while it is trained
 
 
 def footprint(
@@ -375,4 +378,8 @@ def footprint(
     else:
         peak, host = gathered + one.most, weights + kept + update + gradients + buffers
     peak += one.head
-    return Footprint(weights, gradients, masters, states, one.head, curvature, buffers, one.most, gathered, peak, host)
+    stored = one.trained * wide + parts * (states + lasting * gradients)
+    return Footprint(
+        weights, gradients, masters, states, one.head, curvature, buffers, one.most, gathered, peak, host, stored,
+        disk(one.trained * size, stored, one.weights),
+    )  # fmt: skip
