@@ -199,6 +199,8 @@ def train(
     sharded = run.parallel is Parallel.fsdp and world() > 1
     if run.offload and world() > 1 and not sharded:
         raise UserError("offload=true on several processes, each with all states: use parallel=fsdp, which shards them")
+    for epoch in range(config.epochs if data.forget else 0):
+        data.forget(epoch)  # what its rows need of the target model is asked while no other model is in memory
     lora = config.lora
     in_4bit = lora is not None and lora.load_in_4bit
     device = accelerator.device if in_4bit else "cpu"  # sharded, no device need hold all of it
