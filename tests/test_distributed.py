@@ -188,6 +188,27 @@ def test_rank_0_acts_alone_and_its_error_is_everyones(pair: Pair) -> None:
     assert pair(distributed.once, os.getpid) == [pair.processes[0].pid] * 2  # they are still in step
 
 
+def taken_in_turn(folder: Path, failing: int) -> int:
+    """Act alone in the folder for a while."""
+
+    def act() -> int:
+        if distributed.rank() == failing:
+            raise UserError(f"no, says rank {failing}")
+        (folder / "busy").touch(exist_ok=False)
+        time.sleep(0.2)
+        (folder / "busy").unlink()
+        return distributed.rank()
+
+    return distributed.in_turn(act, torch.device("cpu"))
+
+
+def test_one_acts_after_the_other(pair: Pair, tmp_path: Path) -> None:
+    assert pair(taken_in_turn, tmp_path, -1) == [0, 1]
+    for failing in (0, 1):
+        errors = [str(error) for _, error in pair.attempt(taken_in_turn, tmp_path, failing)]
+        assert errors == [f"no, says rank {failing}"] * 2
+
+
 def entry(root: Path, broken: bool) -> tuple[Path, list[str]]:
     """Get a cache entry that needs both processes -> its path, and what was built here."""
     built: list[str] = []

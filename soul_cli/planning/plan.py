@@ -174,6 +174,8 @@ def _table(planner: Planner, needs: list[Need]) -> Iterator[str]:
             yield line(name, [f"{n.bytes.activations / GB:.2f}" for n in other])
             logits = [sum(a for _, a in n.stage.rows) * planner.lm.vocab_size * 4 / GB for n in needs]
             yield line("    one copy of the logits", [f"{v:.2f}" for v in logits])
+    if how.sharded:
+        yield line("GB in main memory, loading", [f"{n.work.weights / GB:.2f}" for n in needs])
     yield line("GB on disk", [""] * len(needs))
     yield line("  a checkpoint", [f"{n.bytes.checkpoint / GB:.2f}" for n in needs])
     yield line("    every so many minutes", [f"{n.stage.train.checkpoint_minutes:g}" for n in needs])
