@@ -177,6 +177,27 @@ def seconds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     return {name: statistics.median(values) for name, values in took.items()}
 
 
+class Clock:
+    """A progress callback that tells scoring from generating."""
+
+    def __init__(self, wait: Callable[[], Any] = lambda: None):
+        """wait: until what was begun is done."""
+        self.wait = wait
+        self.marks: list[tuple[str, float]] = []
+        self("", 0, 0)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.wait()
+        self.marks.append((what, time.perf_counter()))
+
+    def took(self) -> dict[str, float]:
+        """Seconds until each callback, by its kind."""
+        out: dict[str, float] = {}
+        for (_, before), (what, after) in zip(self.marks, self.marks[1:], strict=False):
+            out[what] = out.get(what, 0.0) + after - before
+        return out
+
+
 def peak_memory(effort: Effort, function: Callable[..., Any], *args: Any) -> float:
     """MiB that function(*args) adds at its peak; nan where the system does not tell.
 

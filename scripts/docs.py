@@ -57,7 +57,6 @@ MEANINGS = {  # of keys whose comment gives the source or less: they stand befor
     "output_dir": "where run folders are written, by task",
     "optim.lr": "peak rate",
     "train.epochs": "passes over the forget rows",
-    "train.checkpoint_steps": "steps from one checkpoint to the next",
 }
 FALLBACKS = {  # of keys that several files have, where none has a comment
     "accumulation": "micro-batches a step",

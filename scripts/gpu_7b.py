@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from bench_setup import let_answers_end
+from bench_setup import Clock, let_answers_end
 from check_plan import plan_of
 from gpu_setup import Job, job, rates, seconds, wait
 
@@ -281,7 +281,7 @@ def evaluate(one: Job, machine: Machine) -> None:
 
 def _evaluate(one: Job, lm: Any, encoder: Encoder, items: list[QA], config: RunConfig, machine: Machine) -> None:
     free(one.device)
-    clock, watch = Clock(one.device), Watch(lm)
+    clock, watch = Clock(partial(wait, one.device)), Watch(lm)
     with cost.measure():
         config.task.evaluate(lm, encoder, "forget", items, config.eval, clock)
         spent = cost.spent()
@@ -307,26 +307,6 @@ def _evaluate(one: Job, lm: Any, encoder: Encoder, items: list[QA], config: RunC
     )  # fmt: skip
     if one.device.type == "cuda":
         one.note(f"evaluation, {size}: peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
-
-
-class Clock:
-    """A progress callback that tells scoring from generating."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.marks: list[tuple[str, float]] = []
-        self("", 0, 0)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        wait(self.device)
-        self.marks.append((what, time.perf_counter()))
-
-    def took(self) -> dict[str, float]:
-        """Seconds until each callback, by its kind."""
-        out: dict[str, float] = {}
-        for (_, before), (what, after) in zip(self.marks, self.marks[1:], strict=False):
-            out[what] = out.get(what, 0.0) + after - before
-        return out
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ ROWS = {  # method, optimizer: peak rate
 COMMON = [
     "task=tofu", "task.forget=forget10", "model=smollm2_135m", "model.dtype=bfloat16",
     "model.finetune.train.batch_size=32", "model.finetune.train.accumulation=1",  # the same 32 rows a step
-    "model.finetune.train.checkpoint_steps=1000000", "train.checkpoint_steps=1000000",
+    "model.finetune.train.checkpoint_minutes=1000", "train.checkpoint_minutes=1000",
     "train.epochs=5", "train.batch_size=8", "train.precision=bf16", "eval.batch_tokens=262144",
 ]  # fmt: skip
 TINY = [

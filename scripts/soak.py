@@ -31,9 +31,9 @@ from soul_cli.core.run_folder import WORK
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=1",
-    "model.fact_repeats=1", "model.base.train.epochs=1", "model.base.train.checkpoint_steps=10",
-    "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_steps=10",
-    "train.epochs=3", "train.checkpoint_steps=2", "train.batch_size=4", "eval.limit=4", "eval.max_total=120",
+    "model.fact_repeats=1", "model.base.train.epochs=1", "model.base.train.checkpoint_minutes=0.01",
+    "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_minutes=0.01",
+    "train.epochs=3", "train.checkpoint_minutes=0", "train.batch_size=4", "eval.limit=4", "eval.max_total=120",
     "method=npo", "optim=soul", "save_model=true",
 ]  # fmt: skip
 ONE = [sys.executable, "-m", "soul_cli.cli"]

@@ -15,8 +15,8 @@ from soul_cli.experiment.overrides import quoted
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
-    "model.base.train.checkpoint_steps=2", "model.finetune.train.checkpoint_steps=2",
-    "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_steps=2", "train.batch_size=4",
+    "model.finetune.train.checkpoint_minutes=0",
+    "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_minutes=0", "train.batch_size=4",
     "eval.limit=12", "eval.max_total=120", "method=npo", "optim=soul",
 ]  # fmt: skip
 

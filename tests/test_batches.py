@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soul_cli.core.types import Prompted
-from soul_cli.data.batches import Step, by_length, collate, cycle, epoch_batches, plan_epoch, shares
+from soul_cli.data.batches import Step, by_length, collate, cycle, deal, epoch_batches, plan_epoch
 from soul_cli.evaluate.likelihood import score
 from soul_cli.evaluate.trees import Tree, plant
 from soul_cli.models.answer_model import AnswerModel
@@ -237,28 +238,36 @@ def test_passes_over_the_retain_rows_differ():
 # --- several processes -------------------------------------------------------------------------------------
 
 
-def test_shares_by_hand():
-    step = Step((((4, 7, 9), (1, 2, 1)), ((5,), (4,))))
-    first, second = (shares(step, rank, 2, forget=True, retain=True) for rank in range(2))
-    assert [(s.forget, s.retain) for s in first] == [((4, 9), (2,)), ((5,), ())]
-    assert [(s.forget, s.retain) for s in second] == [((7,), (1, 1)), ((), (4,))]
-    assert len({k for s in (*first, *second) for k in s.keys}) == 8  # the two times of retain row 1 have each their own
-    (only,) = shares(Step((((4,), (1,)),)), 1, 2, forget=True, retain=False)
-    assert (only.forget, only.retain, only.keys) == ((), (), ())
+def test_deal_by_hand():
+    """Seven rows to two processes, then three: the second pass begins with the process whose turn it is."""
+    step = Step((((4, 7, 9), (1, 2, 1, 3)), ((5,), (4, 6))))
+    first, second = deal(step, 2, forget=True, retain=True)
+    assert [(s.forget, s.retain) for s in first] == [((4, 9), (2, 3)), ((7,), (1, 1))]
+    assert [(s.forget, s.retain) for s in second] == [((), (4,)), ((5,), (6,))]
+    assert len({k for s in (*first, *second) for k in s.keys}) == 10  # retain row 1 has a name for each time
+    ((one, other),) = deal(Step((((4,), (1,)),)), 2, forget=True, retain=False)
+    assert (one.forget, one.retain, other.forget, other.retain, other.keys) == ((4,), (), (), (), ())
 
 
-@given(world=st.integers(1, 5), size=st.integers(1, 4), n=st.integers(1, 9), kind=st.sampled_from("fr+"))
-def test_shares_are_the_micro_batches_dealt_out(world: int, size: int, n: int, kind: str):
+@pytest.mark.parametrize(("world", "passes", "rows"), [(1, 8, 32), (4, 8, 8), (8, 4, 4), (16, 2, 2), (32, 1, 1)])
+def test_no_process_is_without_rows_where_a_step_has_enough(world: int, passes: int, rows: int):
+    """TOFU's fine-tuning: 8 micro-batches of 4 rows a step."""
+    dealt = deal(Step(tuple(((), tuple(range(4 * i, 4 * i + 4))) for i in range(8))), world, forget=True, retain=True)
+    assert len(dealt) == passes
+    assert [sum(len(of[rank].keys) for of in dealt) for rank in range(world)] == [rows] * world
+
+
+@given(world=st.integers(1, 9), size=st.integers(1, 4), n=st.integers(1, 9), kind=st.sampled_from("fr+"))
+def test_the_rows_of_a_step_are_dealt_out(world: int, size: int, n: int, kind: str):
     options = {"forget": kind != "r", "retain": kind != "f"}
-    for step in plan_epoch(lengths_of[n], lengths_of[3], size=size, accumulation=2, seed=0, epoch=0):
-        parts = [shares(step, rank, world, **options) for rank in range(world)]
-        whole = shares(step, 0, 1, **options)
-        for (f, r), all_, *own in zip(step.micro, whole, *parts, strict=True):
-            assert (all_.forget, all_.retain) == (f if options["forget"] else (), r if options["retain"] else ())
-            assert sorted(i for s in own for i in s.forget) == sorted(all_.forget)
-            assert sorted(i for s in own for i in s.retain) == sorted(all_.retain)
-            sizes = [len(s.keys) for s in own]
-            assert max(sizes) - min(sizes) <= 1
-            named = dict(zip(all_.keys, (*all_.forget, *all_.retain), strict=True))  # a key means the same row anywhere
-            assert len(named) == len(all_.keys)
-            assert all(named[k] == i for s in own for k, i in zip(s.keys, (*s.forget, *s.retain), strict=True))
+    for step in plan_epoch(lengths_of[n], lengths_of[3], size=size, accumulation=3, seed=0, epoch=0):
+        micro = [(f if options["forget"] else (), r if options["retain"] else ()) for f, r in step.micro]
+        alone = [share for (share,) in deal(step, 1, **options)]
+        assert [(s.forget, s.retain) for s in alone] == micro  # one process takes the micro-batches as they are
+        dealt = deal(step, world, **options)
+        counts = [sum(len(of[rank].keys) for of in dealt) for rank in range(world)]
+        assert max(counts) - min(counts) <= 1
+        assert max(len(s.keys) for of in dealt for s in of) == math.ceil(max(len(f) + len(r) for f, r in micro) / world)
+        named = {k: i for s in alone for k, i in zip(s.keys, (*s.forget, *s.retain), strict=True)}
+        pairs = [(k, i) for of in dealt for s in of for k, i in zip(s.keys, (*s.forget, *s.retain), strict=True)]
+        assert sorted(pairs) == sorted(named.items())  # each row once; a key means the same row anywhere

@@ -32,6 +32,8 @@ def test_short_mode_measures_every_line(tmp_path: Path) -> None:
         "matrix-product rate",
         "against batch 1",
         "batches of 32",
+        "scoring, seconds over its floor",
+        "generating, seconds over its floor",
         "times the rows",
         "length of the rows",
         "a sweep of 2 runs",

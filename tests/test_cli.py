@@ -91,7 +91,7 @@ def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(
 ) -> None:
     """Also where no checkpoint is due for long, and finished rows are not made again."""
     cache, whole, _ = finished
-    rarely = "train.checkpoint_steps=1000"
+    rarely = "train.checkpoint_minutes=1000"
     process = start(data, cache, tmp_path, rarely)
     wait_for(process, lambda: any(tmp_path.glob(f"*/*/{WORK}/start")))
     process.send_signal(number)

@@ -96,6 +96,8 @@ def test_one_value_stands_for_a_list_of_one() -> None:
 
 
 MISTAKES = [
+    (["train.checkpoint_steps=25"], ["called train.checkpoint_minutes now"]),
+    (["model.finetune.train.checkpoint_steps=25"], ["called model.finetune.train.checkpoint_minutes now"]),
     (["task=copyright", "task.prompt_words=few"], ["task.prompt_words", "few"]),
     (["task=copyright", "task.forget_books=null"], ["task.forget_books"]),
     (["task.holdout_authors=-1"], ["task.holdout_authors=-1", "0 or more"]),

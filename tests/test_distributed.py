@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -67,7 +68,7 @@ CASES = {
     "soul, dpo": ["method=dpo", "optim=soul", "optim.hessian_every=2"],
     "soul, rmu": ["method=rmu", "method.layer=0", "optim=soul", "optim.hessian_every=2"],
     "adamw, undial": ["method=undial", "optim=adamw"],
-    "gru": ["optim=adamw", "combine=gru"],
+    "gru": ["optim=adamw", "combine=gru", "train.batch_size=1", "train.accumulation=6"],  # two rows go together
     "soul, sam": ["optim=soul", "optim.hessian_every=2", "optim.hessian_rows=1", "perturb=sam", "perturb.rho=0.1"],
     "alternating, kl, by rows": ["optim=adamw", "retain=kl", "combine=alternating", "train.normalise=row"],
 }
@@ -187,6 +188,27 @@ def test_rank_0_acts_alone_and_its_error_is_everyones(pair: Pair) -> None:
     assert pair(distributed.once, os.getpid) == [pair.processes[0].pid] * 2  # they are still in step
 
 
+def taken_in_turn(folder: Path, failing: int) -> int:
+    """Act alone in the folder for a while."""
+
+    def act() -> int:
+        if distributed.rank() == failing:
+            raise UserError(f"no, says rank {failing}")
+        (folder / "busy").touch(exist_ok=False)
+        time.sleep(0.2)
+        (folder / "busy").unlink()
+        return distributed.rank()
+
+    return distributed.in_turn(act, torch.device("cpu"))
+
+
+def test_one_acts_after_the_other(pair: Pair, tmp_path: Path) -> None:
+    assert pair(taken_in_turn, tmp_path, -1) == [0, 1]
+    for failing in (0, 1):
+        errors = [str(error) for _, error in pair.attempt(taken_in_turn, tmp_path, failing)]
+        assert errors == [f"no, says rank {failing}"] * 2
+
+
 def entry(root: Path, broken: bool) -> tuple[Path, list[str]]:
     """Get a cache entry that needs both processes -> its path, and what was built here."""
     built: list[str] = []
@@ -289,7 +311,7 @@ def encoder(folder: Path) -> Encoder:
 
 @cache
 def settings(case: str) -> RunConfig:
-    return compose([*COMMON, *CASES[case], "train.checkpoint_steps=2"])
+    return compose([*COMMON, *CASES[case], "train.checkpoint_minutes=0"])
 
 
 def interrupted() -> None:
@@ -421,6 +443,18 @@ def test_stopped_run_goes_on(pair: Pair, model: Path, tmp_path: Path, case: str,
     resumed = pair(train, model, tmp_path / "parts", case, after)[0]
     assert_same((*resumed[:2], []), (*whole[:2], []), 0.0 if before == after else TOLERANCE)
     assert len(resumed[2]) < len(whole[2]) or not whole[2]  # it did not begin anew
+
+
+def due(late: int) -> bool:
+    """Whether a checkpoint is due, a minute after the last one by one process's clock alone."""
+    minute: Any = SimpleNamespace(checkpoint_minutes=1)
+    clock: Any = SimpleNamespace(kept_at=time.monotonic() - 60 * (distributed.rank() == late), config=minute)
+    return Trainer._due(clock)
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_the_clock_of_rank_0_decides(pair: Pair, late: int) -> None:
+    assert pair(due, late) == [late == 0] * 2
 
 
 def signal_to_rank_1() -> None:
@@ -579,8 +613,8 @@ WIDE = ["model.dtype=float64", *(f"{at}train.precision=no" for at in ("", "model
 
 def command(data: Path, root: Path, *more: str) -> list[str]:
     return [
-        f"task.source={data}", *TINY, *WIDE, "model.fact_repeats=1", "model.base.train.checkpoint_steps=10",
-        "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_steps=10", "train.epochs=2", "eval.limit=3",
+        f"task.source={data}", *TINY, *WIDE, "model.fact_repeats=1",
+        "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_minutes=10", "train.epochs=2", "eval.limit=3",
         "epoch_eval.every=2", "epoch_eval.limit=2", "epoch_eval.select=best",
         f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}", *more,
     ]  # fmt: skip

@@ -55,7 +55,7 @@ def test_what_happens_between_epochs_does_not_disturb_training(tiny_lm: MakeLM, 
 
 
 def test_resumed_training_sees_the_same_weights_between_epochs(tiny_lm: MakeLM, tmp_path: Path) -> None:
-    """3 steps an epoch, checkpoints after steps 2, 4 and 6; stopped after step 3, within epoch 2, and at the end."""
+    """3 steps an epoch, a checkpoint after each but the last; stopped in step 3, within epoch 2, and at the end."""
     seen: dict[str, dict[int, Any]] = {"whole": {}, "parts": {}}
     calls: list[int] = []
 
@@ -143,7 +143,7 @@ def test_identity_knows_it_only_where_it_has_an_effect() -> None:
 
 # --- whole runs --------------------------------------------------------------------------------------------
 
-EPOCHS = ["epoch_eval.every=2", "epoch_eval.limit=2", "eval.limit=2", "train.epochs=3", "train.checkpoint_steps=4"]
+EPOCHS = ["epoch_eval.every=2", "epoch_eval.limit=2", "eval.limit=2", "train.epochs=3"]
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,8 @@ def ran(place: Path, name: str, *more: str) -> Path:
     """A run in this process, on a model that has learned next to nothing."""
     where = [f"task.source={place / 'data'}", f"cache_dir={place / 'cache'}", f"output_dir={place / name}"]
     short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1"]
-    steps = ["model.base.train.checkpoint_steps=99", "model.finetune.train.checkpoint_steps=99"]
-    return run(compose([*TINY, *where, *short, *steps, *EPOCHS, "eval.max_total=100", *more]))
+    rarely = ["model.finetune.train.checkpoint_minutes=10", "train.checkpoint_minutes=10"]
+    return run(compose([*TINY, *where, *short, *rarely, *EPOCHS, "eval.max_total=100", *more]))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from soul_cli.core.files import read_lines, write_lines
 from soul_cli.core.types import Prompted
-from soul_cli.evaluate import abilities, decoding
-from soul_cli.evaluate.generate import greedy
-from soul_cli.evaluate.likelihood import Scored, recited, score
+from soul_cli.evaluate import abilities, decoding, generate, likelihood
+from soul_cli.evaluate.generate import Told, greedy
+from soul_cli.evaluate.likelihood import Scored, each, recited, score
+from soul_cli.evaluate.room import bytes_a_token, tokens_a_batch
+from soul_cli.experiment.config import compose
 from soul_cli.models.answer_model import AnswerModel
 
 GROUPS = [
@@ -24,6 +27,35 @@ GROUPS = [
     Prompted((4, 4, 4, 5, 31, 17), ((7, 7, 9, 9, 40, 2), (3,))),
     Prompted((21, 22), ((23, 2),)),
 ]
+
+
+# --- how much at a time ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("free", "kept", "tokens"),
+    [(64e9, 0, 32768), (64e9, 40e9, 65536), (300e9, 0, 65536), (8e9, 0, 4096), (0.1e9, 0, 1024), (0, 0, 1024)],
+)
+def test_a_batch_of_7b_on_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch, free: float, kept: float, tokens: int):
+    """LLaMA2-7B in bfloat16: 2 bytes by 32 layers, keys and values of 4096 each, twice; and 12 x 4096 + 3 x 11008."""
+    lm_config = compose(["model=llama2_7b"]).model.architecture.lm_config()
+    lm = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, config=lm_config)
+    assert bytes_a_token(lm) == 2 * (2 * 2 * 32 * 4096 + 12 * 4096 + 3 * 11008)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept + 14e9)  # what PyTorch keeps serves again
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 14e9)
+    assert tokens_a_batch(lm) == tokens
+
+
+def test_what_is_chosen_on_a_processor(tiny_lm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    lm, sizes = tiny_lm(), []
+    batches = likelihood.by_length
+    monkeypatch.setattr(likelihood, "by_length", lambda lengths, n: (sizes.append(n), batches(lengths, n))[1])
+    monkeypatch.setattr(generate, "_batches", lambda lengths, room, wanted, n, mixed: (sizes.append(n), [wanted])[1])
+    assert score(AnswerModel(lm), GROUPS, budget=None) == score(AnswerModel(lm), GROUPS, budget=8192)
+    each(AnswerModel(lm), GROUPS[1:2], None, layer=None, budget=None)
+    greedy(lm, PROMPTS, ends=(), most_new=[1] * len(PROMPTS), budget=None)
+    assert set(sizes) == {8192}
 
 
 # --- likelihood --------------------------------------------------------------------------------------------
@@ -138,8 +170,21 @@ class Played:
         self.rows.logits = self.rows._step()
 
 
+class Reached:
+    """In the place of a GPU's event."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 def test_recorded_steps_give_the_same_answers(lm: Any, monkeypatch: pytest.MonkeyPatch):
-    free, taken = expected(lm, None), []
+    """As on a GPU: the processor is told of the rows that have ended a step late."""
+    free, taken, stayed = expected(lm, None), [], []
+    keep = decoding.Recorded.keep
+    monkeypatch.setattr(decoding.Recorded, "keep", lambda rows, index: (stayed.append(len(index)), keep(rows, index)))
+    monkeypatch.setattr(generate, "Told", lambda rows, late: Told(rows, late=True))
+    monkeypatch.setattr(torch.cuda, "Event", Reached)
     monkeypatch.setattr(decoding.Recorded, "_record", lambda rows: (taken.append(len(rows.ids)), Played(rows))[1])
     monkeypatch.setattr(abilities, "ways", lambda device: (decoding.Recorded,))
     options = {"most_new": up_to(MAX_TOTAL), "budget": 1000}
@@ -149,6 +194,23 @@ def test_recorded_steps_give_the_same_answers(lm: Any, monkeypatch: pytest.Monke
         assert greedy(lm, PROMPTS, ends={eos}, **options) == cut
     assert abilities.abilities(lm).decoding is decoding.Recorded
     assert {8, 4} < set(taken)
+    ends = [3, 2, 2, 2]  # the step in which each row ends: the processor hears of three and of all at once
+
+    def choose(logits: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.tensor([2 if count + 1 == ends[i] else 7 for i in rows.tolist()])
+
+    made = greedy(lm, PROMPTS[:4], ends={2}, most_new=[9] * 4, budget=1000, choose=choose)
+    assert made == [[7] * (n - 1) for n in ends]
+    assert {1, 2, 3} < set(stayed)
+    assert 0 not in stayed  # no step without rows
+
+
+def test_the_processor_is_told_of_the_step_before(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "Event", Reached)
+    steps = [torch.tensor([True] * n + [False]) for n in (5, 3, 0)]
+    assert [Told(6, late=False)(active) for active in steps[1:2]] == [3]
+    late = Told(6, late=True)
+    assert [late(active) for active in steps] == [6, 5, 3]
 
 
 def test_first_token_is_the_arg_max_after_the_prompt(lm: Any):

@@ -131,7 +131,7 @@ def signal_at(step: int) -> Callable[[int, int, dict[str, float]], None]:
 
 
 def test_training_ends_after_the_step_and_goes_on_from_it(tiny_lm: MakeLM, tmp_path: Path) -> None:
-    rarely = config(checkpoint_steps=100)
+    rarely = config(checkpoint_minutes=10)
     whole, resumed, seen = tiny_lm(), tiny_lm(), []
     expected = train(whole, tmp_path / "whole", settings=rarely)
     stop = ended(lambda: train(tiny_lm(), tmp_path / "parts", settings=rarely, progress=signal_at(2)))
@@ -156,7 +156,7 @@ def test_between_epochs_it_ends_at_once_and_the_steps_are_kept(
             send()
             went_on.append(epoch)
 
-    ended(lambda: train(tiny_lm(), tmp_path, settings=config(checkpoint_steps=100), after_epoch=evaluate))
+    ended(lambda: train(tiny_lm(), tmp_path, settings=config(checkpoint_minutes=10), after_epoch=evaluate))
     assert not went_on
     assert (tmp_path / "checkpoint").is_dir() is (kept > 0)
     interrupt._state.received = 0
@@ -175,7 +175,7 @@ def test_a_signal_while_a_checkpoint_is_written_ends_after_it(
         write(*args)
 
     monkeypatch.setattr(checkpoint, "save", interrupted)
-    assert "after step 3 of 6" in str(ended(lambda: train(tiny_lm(), tmp_path)))  # a checkpoint every two steps
+    assert "after step 2 of 6" in str(ended(lambda: train(tiny_lm(), tmp_path)))  # from step 1's
     assert (tmp_path / "checkpoint" / "state.json").is_file()
 
 

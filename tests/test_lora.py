@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,21 @@ import torch
 from accelerate import Accelerator
 from term_rows import rows_for
 
-from soul_cli.core.types import Prompted, UserError
+from soul_cli.core.cache import Cache
+from soul_cli.core.screen import bar
+from soul_cli.core.types import QA, Prompted, UserError
 from soul_cli.data.rows import NO_ROWS, Rows
 from soul_cli.experiment.config import compose
+from soul_cli.experiment.context import Context
+from soul_cli.experiment.models import train
+from soul_cli.experiment.unlearning import unlearning_data
 from soul_cli.models import load as models
 from soul_cli.models.adapters import LoRA
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.methods import finetuning
 from soul_cli.objective.term import Kinds
 from soul_cli.optim.sophia import Soul
+from soul_cli.tasks.base import TaskData
 from soul_cli.train.loop import TrainData, Trainer
 
 ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),))]
@@ -90,6 +98,49 @@ def test_adapters_beside_4_bit_weights_are_merged_into_whole_ones(tiny_lm: Calla
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 6 / 2
     merged = lora.merge(adapters, lambda: models.load(ref, "cpu"))
     torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, weight + product)
+
+
+def test_the_reference_beside_4_bit_weights_is_the_model_that_is_trained(
+    tiny_lm: Callable[..., Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of weights rounded to eighths, in the place of NF4: NPO begins where model and reference agree.
+
+    The reference is asked, and gone, before the model to train is loaded.
+    """
+    tiny_lm(spread=0.2, vocab=len(tokenizer)).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    whole, there, alive = models.load, [], []
+
+    def rounded(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bool = False) -> Any:
+        lm = whole(ref, device, dtype)
+        if load_in_4bit:
+            alive.append(sum(one() is not None for one in there))
+            there.append(weakref.ref(lm))
+            for layer in lm.model.layers:
+                for p in layer.parameters():
+                    p.data = (8 * p.data).round() / 8
+        return lm
+
+    monkeypatch.setattr(models, "load", rounded)
+    monkeypatch.setattr(LoRA, "check", lambda self: None)
+    lora = "train.lora={r: 2, alpha: 6, load_in_4bit: true}"
+    shape = ["model=hub", f"model.path={tmp_path / 'lm'}", "model.dtype=float32", "task.template=plain"]
+    config = compose([
+        *shape, lora, f"cache_dir={tmp_path / 'cache'}", "optim=adamw", "method=npo", "method.beta=0.5",
+        "method.normalize=mean", "train.epochs=1", "train.precision=no",
+    ])  # fmt: skip
+    items = [QA("Who wrote The Lamp?", "Ann."), QA("Where?", "In Pécs.")]
+    data = TaskData(items, items, items, [], "", {}, [], [], "")
+    context = Context(config, data, Cache(config.cache, print), Accelerator(cpu=True))
+    ref = context.given(str(tmp_path / "lm"))
+    learns = unlearning_data(context, ref)
+    assert config.problem is not None
+    with bar("unlearning") as progress:
+        _, (first,) = train(
+            context, ref, learns, config.problem, config.optim, config.train, 0, tmp_path / "work", progress
+        )
+    assert first["loss_forget"] == pytest.approx(4 * math.log(2), rel=1e-5)
+    assert alive == [0, 0]
 
 
 def test_soul_finds_the_curvature_of_both_factors(

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from soul_cli.core.types import Prompted
 from soul_cli.data.batches import collate
 from soul_cli.evaluate.likelihood import score, scores
 from soul_cli.models import answer_model as models
 from soul_cli.models.answer_model import AnswerModel, Look
-from soul_cli.models.load import autocast
+from soul_cli.models.load import ModelRef, autocast, load
 from soul_cli.optim.curvature import drawn_logps, uniforms
 
 VOCAB, TOKENS = 48, 11
@@ -83,3 +85,19 @@ def test_scores_do_not_depend_on_how_many_logits_stand(tiny_lm: Callable[..., An
         for a, b in zip(some, others, strict=True):
             assert a.logps == pytest.approx(b.logps, abs=1e-12)
             assert a.correct == b.correct
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_weights_are_read_straight_to_a_gpu(
+    tiny_lm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    tiny_lm().save_pretrained(tmp_path)
+    read, given = AutoModelForCausalLM.from_pretrained, []
+
+    def noted(path: str, *, device_map: Any = None, **options: Any) -> Any:
+        given.append(device_map)
+        return read(path, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
+    load(ModelRef(str(tmp_path), ""), torch.device(device), "bfloat16")
+    assert given == [None if device == "cpu" else {"": torch.device(device)}]

@@ -71,9 +71,12 @@ def data(full: int, forget: int) -> TaskData:
     return TaskData(kept + gone, gone, kept, ["no " * 2], "", {}, [], [], "")
 
 
-@pytest.mark.parametrize(("count", "rows"), [(1, 4), (4, 1), (8, 1)])
-def test_stages_by_hand(count: int, rows: int):
-    """2 tokens a word, 8 of the template, EOS: rows of 14 + 11 and, to forget, 14 + 15 tokens."""
+@pytest.mark.parametrize(("count", "rows", "waited"), [(1, 4, 10), (4, 1, 3), (8, 1, 3)])
+def test_stages_by_hand(count: int, rows: int, waited: int):
+    """2 tokens a word, 8 of the template, EOS: rows of 14 + 11 and, to forget, 14 + 15 tokens.
+
+    waited: of 10 rows an epoch, in micro-batches of 4, 4 and 2, those of the process that has most in each.
+    """
     settings = ["model=llama2_7b", "model.finetune.train={epochs: 2, batch_size: 4, accumulation: 3}"]
     more = ["train.epochs=3", "train.batch_size=2", "method=npo"]
     target, retain, unlearning = stages(compose([*settings, *more]), data(21, 5), 2.0, count)
@@ -82,7 +85,10 @@ def test_stages_by_hand(count: int, rows: int):
     assert target.tokens == 2 * (16 * 25 + 5 * 29)
     assert unlearning.steps == 3 * 3
     assert unlearning.tokens == 3 * 5 * (29 + 25)
-    assert unlearning.padded == 3 * 5 * 2 * 29
+    assert unlearning.padded == {1: 3 * 10 * 29, 4: 3 * 5 * (29 + 25), 8: 3 * 5 * (29 + 25)}[count]
+    assert unlearning.longest == 3 * waited * 29
+    assert unlearning.passes == 1
+    assert target.passes == {1: 3, 4: 3, 8: 2}[count]
     assert len(unlearning.rows) == rows
     assert max(unlearning.rows) == (14, 15)
 
@@ -98,7 +104,7 @@ def test_phases_of_their_own_have_smaller_batches():
 def test_flops_by_hand():
     def each(optim: str, *more: str, checkpointing: bool = False) -> float:
         config = compose([f"optim={optim}", "train.batch_size=4", "train.accumulation=4", *more])
-        stage = Stage("", finetuning(), config.optim, config.train, 1, 90, 100, (), 0)
+        stage = Stage("", finetuning(), config.optim, config.train, 1, 90, 200, 100, 1, (), 0)
         return flops(stage, 7, checkpointing=checkpointing) / 700
 
     assert each("adamw") == 6
@@ -206,6 +212,8 @@ def test_plan_of_7b_without_hub(monkeypatch: pytest.MonkeyPatch):
         ("weights", 2), ("gradients", 2), ("master weights", 4), ("optimizer states", 8)
     ):  # fmt: skip
         assert [float(v) for v in rows[name]] == pytest.approx([size * p] * 3, abs=0.01)
+    assert [float(v) for v in rows["a checkpoint"]] == pytest.approx([12 * p] * 3, abs=0.01)
+    assert [float(v) for v in rows["at most in training"]] == pytest.approx([26 * p] * 3, abs=0.01)
     assert "6,738.4M parameters" in text
     verdict, *ways = text.splitlines()[text.splitlines().index("It would fit with") - 1 :]
     assert verdict.startswith("a100_80g     does not fit: ")

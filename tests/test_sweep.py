@@ -242,7 +242,7 @@ def test_workers_end_with_their_sweep(
     data: Path, finished: tuple[Path, Path, str], tmp_path: Path, number: int
 ) -> None:
     cache, _, _ = finished
-    long = ["train.epochs=200", "train.checkpoint_steps=5000"]
+    long = ["train.epochs=200", "train.checkpoint_minutes=5000"]
     process = start(
         data, cache, tmp_path, "-m", "seed=0,1,2", *long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     )
@@ -281,7 +281,7 @@ def test_a_submitit_sweep_that_is_stopped_ends_its_job_and_goes_on(
     data: Path, finished: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     cache, whole, _ = finished
-    given = ["-m", "hydra/launcher=submitit_local", "train.checkpoint_steps=1000"]
+    given = ["-m", "hydra/launcher=submitit_local", "train.checkpoint_minutes=1000"]
     process = start(data, cache, tmp_path, *given)
     wait_for(process, lambda: any(tmp_path.glob(f"tofu/*/{WORK}/start")))
     started = psutil.Process(process.pid).children(recursive=True)
@@ -292,7 +292,7 @@ def test_a_submitit_sweep_that_is_stopped_ends_its_job_and_goes_on(
     assert "Traceback" not in text
     assert list(tmp_path.glob(f"tofu/*/{WORK}/checkpoint/state.json"))
     finish(start(data, cache, tmp_path, *given))
-    # by value: checkpoint_steps is part of the folder name
+    # by value: checkpoint_minutes is part of the folder name
     (resumed,), (alone,) = models(tmp_path).values(), models(whole).values()
     assert resumed == alone
 

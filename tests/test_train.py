@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from soul_cli.objective.perturb import Unperturbed
 from soul_cli.objective.retain import CE, NoRetain, Retain
 from soul_cli.objective.term import Answers, Counts, Kinds, Needs, Normalise, Reference
 from soul_cli.optim.build import AdamW, HessianData, MuonConfig, Optim, SoulConfig, SoulReleasedConfig
-from soul_cli.train import checkpoint
+from soul_cli.train import checkpoint, loop
 from soul_cli.train.config import TrainConfig
 from soul_cli.train.gradient import StepGradient
 from soul_cli.train.loop import NotFiniteError, TrainData, Trainer, factor
@@ -65,8 +66,8 @@ def soul(*, rho: float | None = None, every: int = 4, rows: int | None = 2) -> S
 
 def config(**changed: Any) -> TrainConfig:
     values: dict[str, Any] = {
-        "epochs": 2, "batch_size": 2, "accumulation": 1, "normalise": Normalise.token, "warmup": 0.1,
-        "decay": "linear", "clip": 1.0, "precision": "no", "master_weights": True, "lora": None, "checkpoint_steps": 2,
+        "epochs": 2, "batch_size": 2, "accumulation": 1, "normalise": Normalise.token, "warmup": 0.1, "decay": "linear",
+        "clip": 1.0, "precision": "no", "master_weights": True, "lora": None, "checkpoint_minutes": 0.0,
     }  # fmt: skip
     return TrainConfig(**values | changed)
 
@@ -149,7 +150,7 @@ def test_factor_by_hand():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("epochs", 0), ("batch_size", 0), ("accumulation", 0), ("checkpoint_steps", 0), ("decay", "cosine"),
+        ("epochs", 0), ("batch_size", 0), ("accumulation", 0), ("checkpoint_minutes", -1.0), ("decay", "cosine"),
         ("precision", "fp16"), ("warmup", 1.0), ("warmup", -0.1), ("clip", -1.0),
     ],
 )  # fmt: skip
@@ -366,7 +367,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tiny_lm: MakeLM, tmp_path:
     whole, resumed, seen = tiny_lm(), tiny_lm(), []
     solved = solving(NPO("npo", beta=0.1, normalize=Normalize.sum), combine=combine)
     expected = train(whole, tmp_path / "whole", solved, optim)
-    for step in (1, 3, 6):  # before the first checkpoint, after it, at the very end
+    for step in (1, 3, 5):  # before the first checkpoint, and after one
         with pytest.raises(KeyboardInterrupt):
             train(tiny_lm(), tmp_path / "parts", solved, optim, progress=interrupt_at(step))
     records = train(
@@ -426,10 +427,50 @@ def test_random_numbers_go_on_where_they_stopped(tiny_lm: MakeLM, tmp_path: Path
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_finished_run_is_not_run_again(tiny_lm: MakeLM, tmp_path: Path):
-    first, second = tiny_lm(), tiny_lm()
+@pytest.mark.parametrize(("minutes", "kept"), [(0, [1, 2, 3, 4, 5]), (1, [2, 4]), (9, [])])
+def test_checkpoints_by_the_clock(
+    tiny_lm: MakeLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, kept: list[int]
+) -> None:
+    """40 seconds a step, and as long for a checkpoint, after which the time begins anew; none after the last step."""
+    now, saved, write = [0.0], [], checkpoint.save
+
+    def tick(*_: Any) -> None:
+        now[0] += 40
+
+    def save(work: Path, params: Any, optimizers: Any, records: Records, memory: Any) -> None:
+        saved.append(len(records))
+        tick()
+        write(work, params, optimizers, records, memory)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "save", save)
+    train(tiny_lm(), tmp_path, settings=config(checkpoint_minutes=minutes), progress=tick)
+    assert saved == kept
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_disk_that_is_too_small_is_named(
+    tiny_lm: MakeLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int
+) -> None:
+    """By hand: the weights before the first step, and twice weights with AdamW's two states; what is there counts."""
+    lm = tiny_lm()
+    size = 4 * sum(p.numel() for p in lm.parameters())
+    (tmp_path / ".start").mkdir()
+    (tmp_path / ".start" / "left").write_bytes(b"." * there)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * size - 1))
+    if there:
+        assert train(lm, tmp_path)
+        return
+    with pytest.raises(UserError, match=f"{7 * size / 1e9:.2f} GB in {tmp_path} .* make room, or set cache_dir"):
+        train(lm, tmp_path, progress=lambda *_: pytest.fail("a step was taken"))
+
+
+def test_finished_run_goes_on_from_its_last_checkpoint(tiny_lm: MakeLM, tmp_path: Path):
+    first, second, seen = tiny_lm(), tiny_lm(), []
     records = train(first, tmp_path)
-    assert train(second, tmp_path, progress=lambda *a: pytest.fail("a step was taken")) == records
+    again = train(second, tmp_path, progress=lambda done, total, record: seen.append(done))
+    assert seen == [6]
+    assert without_speed(again) == without_speed(records)
     assert torch.equal(weights(first), weights(second))
     assert not second.training
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "start"]
@@ -502,10 +543,9 @@ def test_not_finite_loss_keeps_the_last_whole_step(
         )  # fmt: skip
     kept = load_file(work / "checkpoint" / "tensors.safetensors")
     # in alternating mode half of step 4 has been taken when the retain loss breaks: then the last checkpoint counts
-    last = 2 if kind == "retain" and combine is ALTERNATING else 3
-    assert len(json.loads((work / "checkpoint" / "state.json").read_text())["records"]) == last
+    assert len(json.loads((work / "checkpoint" / "state.json").read_text())["records"]) == 3
     params = torch.cat([kept[f"param.{i}"].flatten() for i in range(len(list(broken.parameters())))])
-    assert torch.equal(params, states[last - 1])
+    assert torch.equal(params, states[2])
     solved = solving(GA("graddiff"), 0.7, combine)
     expected = train(whole, tmp_path / "whole", solved, optim)
     assert without_speed(train(resumed, work, solved, optim)) == without_speed(expected)
@@ -515,11 +555,10 @@ def test_not_finite_loss_keeps_the_last_whole_step(
 def test_not_finite_loss_behind_an_estimate_keeps_no_half_step(tiny_lm: MakeLM, tmp_path: Path):
     """In step 5 h has moved when the loss breaks: the state after it is not that after step 4, nor kept as such."""
     whole, resumed, work, solved = tiny_lm(), tiny_lm(), tmp_path / "parts", solving(GA("graddiff"), 0.7)
-    settings = config(checkpoint_steps=3)
-    with pytest.raises(NotFiniteError, match=r"not finite at step 5 of 6.* after step 3 is kept"):
-        train(tiny_lm(), work, breaking("forget", 5, SUM), soul(every=4), settings)
-    expected = train(whole, tmp_path / "whole", solved, soul(every=4), settings)
-    assert without_speed(train(resumed, work, solved, soul(every=4), settings)) == without_speed(expected)
+    with pytest.raises(NotFiniteError, match=r"not finite at step 5 of 6.* after step 4 is kept"):
+        train(tiny_lm(), work, breaking("forget", 5, SUM), soul(every=4))
+    expected = train(whole, tmp_path / "whole", solved, soul(every=4))
+    assert without_speed(train(resumed, work, solved, soul(every=4))) == without_speed(expected)
     assert torch.equal(weights(resumed), weights(whole))
 
 

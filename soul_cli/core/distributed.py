@@ -140,6 +140,25 @@ def once(act: Callable[[], T]) -> T:
     return broadcast((value, None))[0]
 
 
+def in_turn(act: Callable[[], T], device: torch.device) -> T:
+    """Let one rank after the other act, which must reach no collective, for what is too large to stand there often.
+
+    It may shard a model for the device.  An error of one is everyone's.
+    """
+    mesh(device.type)
+    for turn in range(world()):
+        error = None
+        if turn == rank():
+            try:
+                value = act()
+            except Exception as failure:
+                error = failure if isinstance(failure, UserError) else RuntimeError(f"rank {turn}: {failure!r}")
+        for found in everyone(error):
+            if found is not None:
+                raise found
+    return value
+
+
 def by_rank_0(act: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function that all ranks call and rank 0 alone carries out (see `once`)."""
 
@@ -232,6 +251,14 @@ def total_gradients(params: Sequence[Tensor]) -> None:
 # --- sharded tensors (FSDP2) -------------------------------------------------------------------------------
 
 
+@lru_cache
+def mesh(device: str) -> Any:
+    """Return all ranks in a row, for tensors that are sharded over their devices.  A collective at the first call."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device, (world(),))
+
+
 def shard(model: nn.Module, blocks: Collection[str], device: torch.device, *, offload: bool = False) -> None:
     """Shard the parameters in place over all ranks along their first dimension, moving them to the device.
 
@@ -239,15 +266,14 @@ def shard(model: nn.Module, blocks: Collection[str], device: torch.device, *, of
     are normalised over all ranks, so gradients are summed, where FSDP2 by itself would average.
     offload: parameters and gradients stay in main memory but for what is being computed with.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (world(),))
+    over = mesh(device.type)
     policy = CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy()
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh, offload_policy=policy)
-    fully_shard(model, mesh=mesh, offload_policy=policy)
+            fully_shard(module, mesh=over, offload_policy=policy)
+    fully_shard(model, mesh=over, offload_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
+from operator import itemgetter
 from typing import TypeVar
 
 import torch
@@ -128,9 +130,9 @@ def runs(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one process takes of a micro-batch: indices of forget and of retain rows, possibly none at all.
+    """What one process takes in one pass: indices of forget and of retain rows, possibly none at all.
 
-    keys name the rows in that order within their step.  They are the same whichever process or micro-batch has a row.
+    keys name the rows in that order within their step.  They are the same whichever process or pass has a row.
     """
 
     forget: tuple[int, ...]
@@ -138,21 +140,36 @@ class Share:
     keys: tuple[int, ...]
 
 
-def shares(step: Step, rank: int, world: int, *, forget: bool, retain: bool) -> list[Share]:
-    """One process's share of each micro-batch: its rows are dealt out in turn, forget rows first.
+def deal(step: Step, world: int, *, forget: bool, retain: bool) -> list[list[Share]]:
+    """Return the passes of an optimizer step, each with the share of every process.
 
-    forget, retain: whether such rows take part.
+    forget, retain: whether such rows take part.  Micro-batches go together in one pass while no process gets more rows
+    of it than of the largest of them alone.  Rows are dealt out in turn, forget rows first, and the next pass goes on
+    with the next process: over the step no process has more than one row more than another.
     """
     met: Counter[tuple[int, int]] = Counter()
-    dealt = []
+    named: list[list[tuple[int, int, int]]] = []  # of each micro-batch: kind, index, key
     for f, r in step.micro:
-        rows = [(0, i) for i in f if forget] + [(1, i) for i in r if retain]
-        keys = []
-        for kind, i in rows:
+        named.append([])
+        for kind, i in [*((0, i) for i in f if forget), *((1, i) for i in r if retain)]:
             # a retain row may come twice in one step, where one pass over the rows ends and the next begins
-            keys.append(met[kind, i] << 40 | i << 1 | kind)
+            named[-1].append((kind, i, met[kind, i] << 40 | i << 1 | kind))
             met[kind, i] += 1
-        mine = rows[rank::world]
-        picked = [tuple(i for kind, i in mine if kind == wanted) for wanted in (0, 1)]
-        dealt.append(Share(picked[0], picked[1], tuple(keys[rank::world])))
+    most = world * math.ceil(max(map(len, named)) / world)
+    passes: list[list[tuple[int, int, int]]] = []
+    for rows in filter(None, named):
+        if passes and len(passes[-1]) + len(rows) <= most:
+            passes[-1] += rows
+        else:
+            passes.append([*rows])
+    dealt, first = [], 0
+    for rows in passes:
+        rows.sort(key=itemgetter(0))
+        dealt.append([_share(rows[(rank - first) % world :: world]) for rank in range(world)])
+        first = (first + len(rows)) % world
     return dealt
+
+
+def _share(rows: Sequence[tuple[int, int, int]]) -> Share:
+    forget, retain = (tuple(i for kind, i, _ in rows if kind == wanted) for wanted in (0, 1))
+    return Share(forget, retain, tuple(key for *_, key in rows))

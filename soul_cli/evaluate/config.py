@@ -15,7 +15,7 @@ from soul_cli.evaluate.judges import JUDGES, judge_identity
 class EvalConfig:
     """How a model is evaluated."""
 
-    batch_tokens: int  # padded tokens a batch
+    batch_tokens: int | None  # padded tokens a batch; null: by what is free (room.py)
     max_total: int  # prompt + generated answer, tokens (TOFU: 200); a system prompt comes on top
     min_k: float  # K of Min-K%, percent (SOUL: 50)
     judge: str  # nearest-answer accuracy: rougeL or sbert
@@ -24,9 +24,10 @@ class EvalConfig:
     lm_eval: LmEvalConfig  # general ability
 
     def __post_init__(self) -> None:
-        for key in ("batch_tokens", "max_total"):
-            if getattr(self, key) < 1:
-                raise UserError(f"eval.{key}={getattr(self, key)}: must be 1 or more")
+        if self.max_total < 1:
+            raise UserError(f"eval.max_total={self.max_total}: must be 1 or more")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UserError(f"eval.batch_tokens={self.batch_tokens}: must be 1 or more, or null")
         if not 0 < self.min_k <= 100:
             raise UserError(f"eval.min_k={self.min_k}: must be above 0, at most 100")
         if self.limit is not None and self.limit < 1:

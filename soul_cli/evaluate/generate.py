@@ -13,6 +13,7 @@ from soul_cli.core import cost
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.evaluate.decoding import Rows
 from soul_cli.evaluate.likelihood import Autocast
+from soul_cli.evaluate.room import tokens_a_batch
 
 # the logits (B, V) behind some rows, their numbers among the prompts (B,), how many tokens each has -> tokens (B,)
 Choose = Callable[[Tensor, Tensor, int], Tensor]
@@ -30,7 +31,7 @@ def greedy(
     ends: Collection[int],
     most_new: Sequence[int],
     known: Sequence[tuple[int, ...]] | None = None,
-    budget: int,
+    budget: int | None,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda n: None,
     choose: Choose = _likeliest,
@@ -39,9 +40,11 @@ def greedy(
 
     ends: the tokens that end a continuation.  most_new: for each prompt the most tokens to generate.
     known: what each continuation begins with, its end included where it is known to end (`likelihood.recited`).
-    budget: padded tokens a batch.  Prompts are batched by length.  Rows that have ended leave the batch as soon as
-    that frees enough of it, where the model can do without them (`abilities`).  choose: what takes the next token.
+    budget: padded tokens a batch; None: by the room for them.  Prompts are batched by length.  Rows that have ended
+    leave the batch as soon as that frees enough of it, where the model can do without them (`abilities`).
+    choose: what takes the next token.
     """
+    budget = budget or tokens_a_batch(lm)
     outputs: list[list[int]] = [[] for _ in prompts]
     room = list(most_new)
     if known is not None:
@@ -95,12 +98,14 @@ def _decode(
     last = torch.tensor(sorted(ends), dtype=torch.long, device=device)
     left, names = torch.tensor(room, device=device), torch.tensor(numbers, device=device)
     rows = decoding(lm, prompts, max(room))
-    made: list[tuple[Tensor, Tensor]] = []  # (row, token) of every kept token
+    made: list[tuple[Tensor, Tensor, Tensor]] = []  # row, token, and whether it is kept, a step
     active = torch.ones_like(names, dtype=torch.bool)
-    count = 0
-    while bool(active.any()):
-        if decoding.leaves and int(active.sum()) <= (1 - decoding.worth) * len(active):
+    told, count, growing = Told(len(names), late=device.type == "cuda"), 0, len(names)
+    while growing and count < max(room):
+        if decoding.leaves and growing <= (1 - decoding.worth) * len(active):
             stay = active.nonzero().squeeze(1)
+            if not len(stay):
+                break
             rows.keep(stay)
             names, left, active = names[stay], left[stay], active[stay]
         with autocast():
@@ -108,12 +113,36 @@ def _decode(
         cost.count(forward_passes=1)
         count += 1
         written = active & ~torch.isin(token, last)
-        made.append((names[written], token[written]))
+        made.append((names, token, written))
         active = written & (left > count)
+        growing = told(active)
         rows.append(token)
-    cost.count(generated_tokens=sum(len(tokens) for _, tokens in made))
     outputs: dict[int, list[int]] = {i: [] for i in numbers}
-    for indices, tokens in made:
-        for i, value in zip(indices.tolist(), tokens.tolist(), strict=True):
+    for i, value, kept in zip(*(torch.cat(some).tolist() for some in zip(*made, strict=True)), strict=True):
+        if kept:
             outputs[i].append(value)
+    cost.count(generated_tokens=sum(map(len, outputs.values())))
     return outputs
+
+
+class Told:
+    """How many rows still grow, as far as the processor knows.
+
+    late: it is told of the step before, so that a GPU has the next one to do while the processor looks.
+    """
+
+    def __init__(self, rows: int, *, late: bool):
+        self.known, self.late = rows, late
+        self.coming: tuple[Tensor, Any] | None = None
+
+    def __call__(self, active: Tensor) -> int:
+        count, before = active.sum(), self.coming
+        if not self.late:
+            return int(count)
+        event = torch.cuda.Event()
+        self.coming = count.to("cpu", non_blocking=True), event
+        event.record()
+        if before is not None:
+            before[1].synchronize()
+            self.known = int(before[0])
+        return self.known

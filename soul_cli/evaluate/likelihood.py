@@ -17,6 +17,7 @@ from soul_cli.core import cost
 from soul_cli.core.types import Prompted
 from soul_cli.data.batches import by_length
 from soul_cli.evaluate.abilities import Abilities, abilities
+from soul_cli.evaluate.room import tokens_a_batch
 from soul_cli.evaluate.trees import Tree, plant
 from soul_cli.models.answer_model import AnswerModel, Look
 from soul_cli.objective.losses import token_logps
@@ -60,7 +61,7 @@ def each(
     look: Callable[[Tensor, Tensor], Tensor] | None,
     *,
     layer: int | None,
-    budget: int,
+    budget: int | None,
     autocast: Autocast = nullcontext,
 ) -> list[Tensor]:
     """Return what a function of (logits, targets) makes of the answer tokens of each row of one answer, (T,) or (T, k).
@@ -68,6 +69,7 @@ def each(
     look: the function; None: the hidden states (T, D) behind the layer, where that is None the last.  Rows are batched
     as in scoring; the result lies on the CPU.
     """
+    budget = budget or tokens_a_batch(model.lm)
     device = next(model.parameters()).device
     results: list[Tensor] = [torch.empty(0)] * len(rows)
     for indices in by_length([len(Tree(row)) for row in rows], budget):
@@ -92,16 +94,18 @@ def score(
     model: AnswerModel,
     groups: Sequence[Prompted],
     *,
-    budget: int,
+    budget: int | None,
     score_prompt: bool = False,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[list[Scored]]:
     """Return per group one Scored an answer, in order; with score_prompt the prompt's own (less its first token) first.
 
-    budget: padded tokens a batch.  Groups are batched by length; the result does not depend on the batching.
-    A prompt is read once, and so is what several answers to it begin with, where the model can (`abilities`).
+    budget: padded tokens a batch; None: by the room for them.  Groups are batched by length; the result does not
+    depend on the batching.  A prompt is read once, and so is what several answers to it begin with, where the model
+    can (`abilities`).
     """
+    budget = budget or tokens_a_batch(model.lm)
     device = next(model.parameters()).device
     able = abilities(model.lm)
     rows, lengths, owners = _rows(groups, able)

@@ -75,6 +75,7 @@ class RunConfig:
     parallel: Parallel
     offload: bool  # optimizer states in main memory, sharded parameters too
     activation_checkpointing: bool
+    deterministic: bool  # on a GPU: the same bits each time
     preset: str | None  # the file in configs/ whose searched settings this run has, unless others were typed
     plan: bool  # print what the run needs, and end
     gpu: str | None  # of the plan: a name in configs/gpus.yml; null: all of them
@@ -84,7 +85,7 @@ class RunConfig:
     # what changes where a result lies or how it is computed, not what it is
     NOT_RESULT = (
         "force", "save_model", "push_to_hub", "output_dir", "cache_dir", "trackers", "parallel", "offload",
-        "activation_checkpointing", "preset", "plan", "gpu", "gpus", "verbose",
+        "activation_checkpointing", "deterministic", "preset", "plan", "gpu", "gpus", "verbose",
     )  # fmt: skip
     OF_TRAINING = ("train", "seed")  # of no effect where nothing is trained
     OF_PROBLEM = ("retain", "combine", "perturb")  # of no effect without an objective

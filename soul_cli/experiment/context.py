@@ -65,9 +65,10 @@ class Context:
         """Return a model the user gave, by content."""
         return once(lambda: models.reference(packaged.local(path, self.cache), self.cache.root, revision))
 
-    def load(self, ref: ModelRef, device: Any = None) -> Any:
+    def load(self, ref: ModelRef, device: Any = None, *, load_in_4bit: bool = False) -> Any:
         """Return the model of a reference, in eval mode."""
-        return models.load(ref, device or self.accelerator.device, self.config.model.dtype)
+        device = device or self.accelerator.device
+        return models.load(ref, device, self.config.model.dtype, load_in_4bit=load_in_4bit)
 
     def encoder(self, ref: ModelRef, system: str = "") -> Encoder:
         """Return what encodes questions and answers for the model of a reference."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from soul_cli.core.distributed import Parallel, once, whole_state, world
+from soul_cli.core.distributed import Parallel, in_turn, main, once, whole_state, world
 from soul_cli.core.files import digest, plain
 from soul_cli.core.screen import Bar, bar
 from soul_cli.core.types import QA, UserError
@@ -199,16 +199,25 @@ def train(
     sharded = run.parallel is Parallel.fsdp and world() > 1
     if run.offload and world() > 1 and not sharded:
         raise UserError("offload=true on several processes, each with all states: use parallel=fsdp, which shards them")
+    if data.forget:  # what its rows need of the target model is asked while no other model is in memory
+        for epoch in range(config.epochs):
+            data.forget(epoch)
     lora = config.lora
-    in_4bit = lora is not None and lora.load_in_4bit
-    device = accelerator.device if in_4bit else "cpu"  # sharded, no device need hold all of it
-    lm = models.load(ref, device, run.model.dtype, load_in_4bit=in_4bit)
-    abilities(lm)  # refuses a model whose own predictions cannot be had
-    adapters = lora.attach(lm, seed) if lora else None
-    trainer = Trainer(
-        lm, data, problem, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
-        activation_checkpointing=run.activation_checkpointing,
-    )  # fmt: skip
+
+    def build() -> tuple[Any, Any, Trainer]:
+        device = "cpu" if sharded else accelerator.device  # sharded, no device need hold all of it
+        lm = context.load(ref, device, load_in_4bit=lora is not None and lora.load_in_4bit)
+        if main():
+            abilities(lm)  # refuses a model whose own predictions cannot be had
+        adapters = lora.attach(lm, seed) if lora else None
+        trainer = Trainer(
+            lm, data, problem, optim, config, seed, accelerator, sharded=sharded, offload=run.offload,
+            activation_checkpointing=run.activation_checkpointing,
+        )  # fmt: skip
+        return lm, adapters, trainer
+
+    # a model that is sharded is whole in main memory before: one process after the other
+    lm, adapters, trainer = in_turn(build, accelerator.device) if sharded else build()
 
     def report_step(done: int, total: int, record: dict[str, float]) -> None:
         losses = ", ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_"))

@@ -17,7 +17,11 @@ from soul_cli.core.files import CONFIGS
 
 PLAIN = re.compile(r"[A-Za-z0-9_/.\-+%:@$?*|]+")  # texts that may need no quotes
 COMPOSING = HydraException, OmegaConfBaseException, ValueError  # what composing raises
-RENAMED = {"method.retain_weight": "retain.weight", "optim.mode": "combine (combine=alternating, combine=sum)"}
+RENAMED = {
+    "method.retain_weight": "retain.weight",
+    "optim.mode": "combine (combine=alternating, combine=sum)",
+    **{f"{at}train.checkpoint_steps": f"{at}train.checkpoint_minutes" for at in ("", "model.base.", "model.finetune.")},
+}
 
 
 def quoted(value: Any) -> str:

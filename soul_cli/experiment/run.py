@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from accelerate.utils import set_seed
 
 from soul_cli.core import cost
@@ -32,6 +36,23 @@ from soul_cli.train import checkpoint
 
 def run(config: RunConfig) -> Path:
     """Run (or find finished) one experiment and return its folder.  On several processes all of them call it."""
+    with reproducible() if config.deterministic else nullcontext():
+        return _experiment(config)
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Let torch take deterministic algorithms in the block, and refuse what has none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first product
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _experiment(config: RunConfig) -> Path:
     accelerator = start()
     if config.push_to_hub is not None:
         hub.check(config.push_to_hub)

@@ -146,8 +146,12 @@ def _rows(context: Context, target: ModelRef, term: Term, answers: dict[str, Seq
 
 
 def _before(context: Context, target: ModelRef, term: Term, rows: Sequence[Prompted]) -> Kept:
-    """Return what the target model makes of each row's answer tokens: what the term needs as its reference."""
+    """Return what the target model makes of each row's answer tokens: what the term needs as its reference.
+
+    It is asked as it is trained: its weights stand in 4 bit where adapters are trained beside such.
+    """
     config, kind = context.config, term.needs.reference
+    in_4bit = config.train.lora is not None and config.train.lora.load_in_4bit
     own = type(term).token is not Term.token  # the usual values are the same for all terms
     key = {
         "model": target.digest,
@@ -155,12 +159,13 @@ def _before(context: Context, target: ModelRef, term: Term, rows: Sequence[Promp
         "of": [kind.value, (plain(term) if own else None) if kind is Reference.values else term.needs.layer],
         "dtype": config.model.dtype,
         "precision": config.train.precision,
-        **code(__name__),
+        "in_4bit": in_4bit,
+        **code(__name__, libraries={"bitsandbytes"} if in_4bit else set()),
     }
 
     def build(work: Path, out: Path) -> None:
         device, precision = context.accelerator.device, config.train.precision
-        model = AnswerModel(context.load(target))
+        model = AnswerModel(context.load(target, load_in_4bit=in_4bit))
         found = each(
             model, share(rows), (lambda *logits: term.token(Logits(*logits))) if kind is Reference.values else None,
             layer=term.needs.layer, budget=config.eval.batch_tokens,

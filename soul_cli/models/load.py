@@ -75,7 +75,8 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bo
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
         )
-        options["device_map"] = {"": device}
+    if load_in_4bit or torch.device(device).type != "cpu":
+        options["device_map"] = {"": device}  # tensor by tensor, with no copy of all in main memory
     load_with_info: Any = AutoModelForCausalLM.from_pretrained  # its type knows no loading information
     try:
         model, info = load_with_info(
@@ -90,7 +91,7 @@ def load(ref: ModelRef, device: Any, dtype: str = "float32", *, load_in_4bit: bo
             raise
         raise UserError(f"cannot load the model {ref.path!r}: {one_line(error)}") from error
     check_keys(ref.path, model, info)
-    return model.to(device).eval()
+    return model.eval()
 
 
 @dataclass

@@ -29,6 +29,7 @@ from soul_cli.objective.term import Kinds, Reference, Route
 from soul_cli.optim.build import Optim
 from soul_cli.optim.curvature import drawn_logps
 from soul_cli.optim.sophia import SAMPLE
+from soul_cli.train.checkpoint import disk
 from soul_cli.train.gradient import Part, looks_of
 
 IN_4BIT = 4.127 / 8  # bytes a weight in NF4 with double quantisation (QLoRA, section 3)
@@ -307,6 +308,8 @@ class Footprint:
     gathered: float  # sharded: what is whole for a while
     peak: float
     host: float
+    checkpoint: float  # on disk, of all processes
+    disk: float  # on disk at most while it is trained
 
 
 def footprint(
@@ -321,7 +324,7 @@ def footprint(
     offload: bool,
     element: float = 0,
 ) -> Footprint:
-    """one: of a process's share of the largest micro-batch.  accumulates: it is not the only one of its step.
+    """one: of the largest share of a pass.  accumulates: it is not the only pass of its step.
 
     estimate: of the pass of a curvature estimate, where there is any.  parts: how many processes the model is sharded
     over, 1: it is whole.  element: bytes of a weight, where linear layers stand in 4 bit.  What FSDP2 gathers is
@@ -361,4 +364,8 @@ def footprint(
     else:
         peak, host = gathered + activations, weights + kept + update + gradients + buffers
     peak += one.head
-    return Footprint(weights, gradients, masters, states, one.head, buffers, activations, gathered, peak, host)
+    stored = one.trained * wide + parts * (states + lasting)
+    return Footprint(
+        weights, gradients, masters, states, one.head, buffers, activations, gathered, peak, host, stored,
+        disk(one.trained * size, stored, one.weights),
+    )  # fmt: skip

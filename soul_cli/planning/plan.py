@@ -82,7 +82,7 @@ class Planner:
         self.stages = cache(lambda count: stages(config, self.data, self.per_word, count))
 
     def needs(self, how: How) -> list[Need]:
-        """Traced at the micro-batches of the configured number of GPUs, scaled to those of another."""
+        """Traced at the shares of the configured number of GPUs, scaled to those of another."""
         pairs = zip(self.stages(how.gpus), self.stages(self.config.gpus), strict=True)
         return [self._need(how, stage, like) for stage, like in pairs]
 
@@ -93,7 +93,7 @@ class Planner:
         rows = zip(settings, (stage.rows, stage.drawn), strict=False)
         works = [work(self.lm, setting).scaled(padded(own) / padded(setting.rows)) for setting, own in rows]
         held = footprint(
-            stage.optim, stage.problem, *works, master_weights=train.master_weights, accumulates=train.accumulation > 1,
+            stage.optim, stage.problem, *works, master_weights=train.master_weights, accumulates=stage.passes > 1,
             parts=how.gpus if how.sharded else 1, offload=how.offload,
             element=getattr(torch, dtype).itemsize if lora and lora.load_in_4bit else 0,
         )  # fmt: skip
@@ -102,7 +102,7 @@ class Planner:
     def seconds(self, needs: list[Need], how: How, gpu: dict[str, float]) -> float:
         """Of training alone, at the GPU's peak rate times EFFICIENCY."""
         total = sum(flops(n.stage, n.work.parameters, checkpointing=how.checkpointing) for n in needs)
-        return total / (how.gpus * gpu["flops"] * EFFICIENCY)
+        return total / (gpu["flops"] * EFFICIENCY)
 
     def smaller(self) -> Iterator[How]:
         """Ways to need less, from the least intrusive on."""
@@ -164,7 +164,7 @@ def _table(planner: Planner, needs: list[Need]) -> Iterator[str]:
     yield line("steps", [f"{n.stage.steps:,}" for n in needs])
     yield line("tokens", [f"{n.stage.tokens:,}" for n in needs])
     yield line("  padded", [f"{n.stage.padded:,}" for n in needs])
-    yield line("largest micro-batch, a GPU", [f"{len(n.stage.rows)} x {max(map(sum, n.stage.rows))}" for n in needs])
+    yield line("largest batch, a GPU", [f"{len(n.stage.rows)} x {max(map(sum, n.stage.rows))}" for n in needs])
     yield line("GB on each GPU", [""] * len(needs))
     how = planner.how
     other = planner.needs(replace(how, checkpointing=not how.checkpointing))
@@ -177,6 +177,12 @@ def _table(planner: Planner, needs: list[Need]) -> Iterator[str]:
             yield line(name, [f"{n.bytes.activations / GB:.2f}" for n in other])
             logits = [sum(a for _, a in n.stage.rows) * planner.lm.vocab_size * 4 / GB for n in needs]
             yield line("    one copy of the logits", [f"{v:.2f}" for v in logits])
+    if how.sharded:
+        yield line("GB in main memory, loading", [f"{n.work.weights / GB:.2f}" for n in needs])
+    yield line("GB on disk", [""] * len(needs))
+    yield line("  a checkpoint", [f"{n.bytes.checkpoint / GB:.2f}" for n in needs])
+    yield line("    every so many minutes", [f"{n.stage.train.checkpoint_minutes:g}" for n in needs])
+    yield line("  at most in training", [f"{n.bytes.disk / GB:.2f}" for n in needs])
 
 
 def fits(needs: list[Need], gpu: dict[str, float]) -> bool:

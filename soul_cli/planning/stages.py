@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_cli.core.types import QA, UserError
-from soul_cli.data.batches import plan_epoch, shares
+from soul_cli.data.batches import Share, deal, plan_epoch
 from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.models.load import lm_config
@@ -39,8 +39,10 @@ class Stage:
     train: TrainConfig
     steps: int
     tokens: int
-    padded: int  # tokens with what fills rows up to the longest of their micro-batch
-    rows: Sizes  # all answers of one process's share of the largest micro-batch
+    padded: int  # tokens with what fills rows up to the longest of their batch
+    longest: int  # the same of the largest share in each pass, for which the other processes wait
+    passes: int  # the most that a gradient is made of
+    rows: Sizes  # all answers of the largest share of a pass
     forget: int  # how many of them are of forget rows; they come first
     drawn: Sizes = ()  # those of a pass for the curvature, at most
 
@@ -132,9 +134,9 @@ def stage_of(
     seed: int,
     gpus: int,
 ) -> Stage:
-    """Go through the order of the run without its tokens.  gpus: as many processes share each micro-batch."""
+    """Go through the order of the run without its tokens.  gpus: as many processes share the rows of each step."""
     lengths = [[sum(p + a for p, a in row) for row in rows] for rows in (forget, retain)]
-    steps, tokens, full = 0, 0, 0
+    steps, tokens, full, waited, most = 0, 0, 0, 0, 0
     largest: tuple[Sizes, int] = (), 0
     order = partial(
         plan_epoch, *lengths, size=train.batch_size, accumulation=train.accumulation, seed=seed, turns=problem.turns
@@ -142,14 +144,22 @@ def stage_of(
     for step in (step for epoch in range(train.epochs) for step in order(epoch=epoch)):
         steps += 1
         for turn, kinds in product(step.turns, problem.passes):
-            for share in shares(turn, 0, 1, forget=Kinds.forget in kinds, retain=Kinds.retain in kinds):
-                rows = [forget[i] for i in share.forget] + [retain[i] for i in share.retain]
-                every = [answer for row in rows for answer in row]
-                tokens, full = tokens + sum(p + a for p, a in every), full + padded(every)
-                first, own_rows = len(share.forget[::gpus]), rows[::gpus]
-                own = tuple(a for row in own_rows for a in row), sum(len(row) for row in own_rows[:first])
-                largest = max(largest, own, key=lambda rows: padded(rows[0]))
-    return Stage(name, problem, optim, train, steps, tokens, full, *largest, _drawn(problem, optim, *largest, gpus))
+            passes = deal(turn, gpus, forget=Kinds.forget in kinds, retain=Kinds.retain in kinds)
+            most = max(most, len(passes))
+            for shares in passes:
+                parts = [_answers_of(share, forget, retain) for share in shares]
+                sizes = [padded(rows) for rows, _ in parts]
+                tokens += sum(p + a for rows, _ in parts for p, a in rows)
+                full, waited = full + sum(sizes), waited + max(sizes)
+                largest = max(largest, *parts, key=lambda rows: padded(rows[0]))
+    drawn = _drawn(problem, optim, *largest, gpus)
+    return Stage(name, problem, optim, train, steps, tokens, full, waited, most, *largest, drawn)
+
+
+def _answers_of(share: Share, forget: Answered, retain: Answered) -> tuple[Sizes, int]:
+    """Return all answers of the rows of a share, and how many of them are of forget rows."""
+    first = [answer for i in share.forget for answer in forget[i]]
+    return (*first, *(answer for i in share.retain for answer in retain[i])), len(first)
 
 
 def _drawn(problem: Problem, optim: Optim, rows: Sizes, forget: int, gpus: int) -> Sizes:
@@ -164,9 +174,10 @@ def _drawn(problem: Problem, optim: Optim, rows: Sizes, forget: int, gpus: int) 
 
 
 def flops(stage: Stage, parameters: int, *, checkpointing: bool) -> float:
-    """Of all steps and processes: 2 a parameter and token forward, 4 backward, 2 of them for the weights' gradients.
+    """Of all steps, on the process that the others wait for.
 
-    Checkpointing adds a forward; the curvature estimate passes over some of the rows once more, every k steps.
+    2 a parameter and token forward, 4 backward, 2 of them for the weights' gradients.  Checkpointing adds a forward;
+    the curvature estimate passes over some of the rows once more, every k steps.
     Attention's products of tokens with tokens are left out, and frozen weights taken to need no gradient.
     """
     each = 2.0 + (2 if stage.train.lora else 4) + (2 if checkpointing else 0)
@@ -174,4 +185,4 @@ def flops(stage: Stage, parameters: int, *, checkpointing: bool) -> float:
     if curvature is not None:
         step = stage.train.batch_size * stage.train.accumulation * len(stage.problem.steps[0])
         each *= 1 + min(1.0, (curvature.rows or step) / step) / curvature.every
-    return each * parameters * stage.padded
+    return each * parameters * stage.longest

@@ -17,7 +17,7 @@ from soul_cli.core.types import Metric, Row, UserError
 BY_TOKEN = ("answer_logps", "prompt_logps", "correct")
 REFERENCES = ("original", "retain_trained")
 # the first two are settings of input_based
-WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps")
+WITHOUT_EFFECT = ("task.forget_names", "task.titles", "train.checkpoint_steps", "train.checkpoint_minutes")
 OF_SEED = "method.seed"  # what a method draws beside data and labels follows the run's seed
 TERMS = ("method", "retain", "combine", "perturb")  # groups of the configuration that make the objective
 SOLVER = "method.solver"  # names a row as an optimizer does

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from soul_cli.core import cost
 from soul_cli.core.distributed import by_rank_0, control, main, once, sharded, sharded_as
 from soul_cli.core.files import publish, write_text
+from soul_cli.core.types import UserError
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 MEMORY = "memory"  # prefix of what a combination of gradients keeps
@@ -94,6 +95,30 @@ def _memory(tensors: dict[str, Tensor], scalars: dict[str, Any], params: Sequenc
         _, name, i = key.split(".")
         memory.setdefault(name, [None] * len(params))[int(i)] = tensors.pop(key).to(params[0].device)
     return memory
+
+
+def disk(start: float, one: float, model: float) -> float:
+    """Return the bytes that a training takes on disk at most.
+
+    start: of the weights before the first step.  one: of a checkpoint, beside which the next one is written, or the
+    finished model of `model` bytes.
+    """
+    return start + one + max(one, model)
+
+
+@by_rank_0
+def check_room(work: Path, need: float) -> None:
+    """Refuse to begin where the disk of `work` has no room for `need` bytes, what a stopped training left included."""
+    work.mkdir(parents=True, exist_ok=True)
+    places = [work / name for name in ("checkpoint", ".checkpoint", "start", ".start")]
+    there = sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
+    free = shutil.disk_usage(work).free
+    if need > free + there:
+        raise UserError(
+            f"training takes up to {need / 1e9:.2f} GB in {work} (the first weights, and two checkpoints while one "
+            f"takes the place of the other), and the disk has {free / 1e9:.2f} GB left: make room, or set cache_dir "
+            "(fine-tuning) and output_dir (unlearning) to folders on a larger disk"
+        )
 
 
 def keep_start(work: Path, params: Sequence[Tensor]) -> None:

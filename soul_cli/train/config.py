@@ -30,10 +30,10 @@ class TrainConfig:
     precision: str  # bf16: autocast; no: the weights' own; auto: one of them, settled before the run
     master_weights: bool  # step bfloat16 weights in float32
     lora: LoRA | None  # null: train all weights
-    checkpoint_steps: int
+    checkpoint_minutes: float  # from one checkpoint to the next; 0: one after every step
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "accumulation", "checkpoint_steps"):
+        for key in ("epochs", "batch_size", "accumulation"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key}={getattr(self, key)}: must be 1 or more")
         if self.decay not in ("linear", "constant"):
@@ -44,6 +44,8 @@ class TrainConfig:
             raise UserError(f"train.warmup={self.warmup}: must be in [0, 1)")
         if not self.clip >= 0:
             raise UserError(f"train.clip={self.clip}: must be 0 (off) or more")
+        if not self.checkpoint_minutes >= 0:
+            raise UserError(f"train.checkpoint_minutes={self.checkpoint_minutes}: must be 0 (every step) or more")
 
     def settle(self, dtype: str) -> None:
         """Replace precision=auto by what this machine does best, so that the run and its keys hold the choice.

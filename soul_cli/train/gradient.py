@@ -1,8 +1,8 @@
 """The gradient of one step's rows, by the terms of the objective.
 
-A step is a plan of micro-batches of forget and of retain rows.  Terms are normalised by counts over the whole step, so
-the sum over its micro-batches, and over the processes, which take their share of the rows of each, is the step's
-gradient.  Whole models add theirs up once a call, sharded ones (FSDP2) in each backward.
+A step is a plan of micro-batches of forget and of retain rows, which are dealt out to the processes in passes.  Terms
+are normalised by counts over the whole step, so the sum over its passes and over the processes is the step's gradient.
+Whole models add theirs up once a call, sharded ones (FSDP2) in each backward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from soul_cli.core import cost
 from soul_cli.core.distributed import rank, total_gradients, total_numbers, world
 from soul_cli.core.types import Batch, Inputs, Prompted
-from soul_cli.data.batches import Share, Step, collate, runs, shares
+from soul_cli.data.batches import Share, Step, collate, deal, runs
 from soul_cli.data.rows import Rows
 from soul_cli.models.answer_model import AnswerModel, Found, Look, Shift, logps_of
 from soul_cli.models.load import autocast
@@ -49,7 +49,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Segment:
-    """The rows of one kind in one process's share of a micro-batch."""
+    """The rows of one kind in one process's share of a pass."""
 
     kind: Kinds
     term: Term
@@ -113,7 +113,7 @@ class StepGradient:
         setup = self.setup
         sums = {kind: 0.0 for kind in kinds}
         for share in self._shares(self.step, kinds):
-            for kind, loss in self._micro_batch(kinds, share, weight if kinds == Kinds.both else 1.0).items():
+            for kind, loss in self._pass(kinds, share, weight if kinds == Kinds.both else 1.0).items():
                 sums[kind] += loss
         totals = total_numbers([sums[kind] for kind in kinds], setup.device)
         losses = {f"loss_{kind.name}": total for kind, total in zip(kinds, totals, strict=True)}
@@ -166,9 +166,9 @@ class StepGradient:
             total_gradients(self.setup.params)
 
     def _shares(self, step: Step, kinds: Kinds) -> list[Share]:
-        """Return what this process has of the rows of these kinds, and has to pass over, in each micro-batch."""
-        some = shares(step, rank(), world(), forget=Kinds.forget in kinds, retain=Kinds.retain in kinds)
-        return [share for share in some if share.keys or self.setup.sharded]
+        """Return what this process has of the rows of these kinds in each pass that it has to take part in."""
+        passes = deal(step, world(), forget=Kinds.forget in kinds, retain=Kinds.retain in kinds)
+        return [of[rank()] for of in passes if of[rank()].keys or self.setup.sharded]
 
     def _segments(self, kinds: Kinds, share: Share) -> list[Segment]:
         terms = self.setup.problem.terms
@@ -179,8 +179,8 @@ class StepGradient:
         }
         return [segment(kind, terms[kind], self.rows[kind], *of[kind]) for kind in kinds]
 
-    def _micro_batch(self, kinds: Kinds, share: Share, weight: float) -> dict[Kinds, float]:
-        """Add the gradients of this process's rows of one micro-batch.  Returns the loss of each kind that has rows."""
+    def _pass(self, kinds: Kinds, share: Share, weight: float) -> dict[Kinds, float]:
+        """Add the gradients of this process's rows of one pass.  Returns the loss of each kind that has rows."""
         every = self._segments(kinds, share)
         losses: dict[Kinds, float] = {}
         # rows that take the same way through the model go together
@@ -206,7 +206,7 @@ class StepGradient:
     def _shift(self, forget: list[Segment], route: Route) -> Shift | None:
         """Return what the perturbation adds to hidden states of forget rows.  All ranks of a sharded model take part.
 
-        forget: their segment in the micro-batch, if they are among its kinds.
+        forget: their segment in the pass, if they are among its kinds.
         """
         perturb, segments = self.setup.problem.perturb, [s for s in forget if s.indices]
         if perturb.place is None or not (segments or (forget and self.setup.sharded)):

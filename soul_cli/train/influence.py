@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from soul_cli.core import cost
 from soul_cli.core.distributed import norm, rank, share, total_each, total_numbers, world
 from soul_cli.core.types import Batch, Prompted, UserError
-from soul_cli.data.batches import Step, collate, epoch_batches, plan_epoch, shares, shuffled
+from soul_cli.data.batches import Step, collate, deal, epoch_batches, plan_epoch, shuffled
 from soul_cli.models.answer_model import AnswerModel, Look, logps_of
 from soul_cli.models.head import Head
 from soul_cli.models.load import autocast
@@ -44,7 +44,7 @@ from soul_cli.train.loop import TrainData
 
 T = TypeVar("T")
 Vector = list[Tensor]  # a tensor a parameter, in its shape, float32 or wider
-Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a micro-batch, and a name of each
+Portion = tuple[Batch, tuple[int, ...]]  # this process's rows of a pass, and a name of each
 Progress = Callable[[int, int, str], None]  # done, total, what
 LOSSES = ("loss_forget", "loss_retain")
 
@@ -252,9 +252,9 @@ class Influence:
         return [collate([own[i] for i in group]).to(self.device) for group in groups]
 
     def _portions(self, step: Step) -> list[Portion]:
-        """Return this process's rows of a step's micro-batches."""
+        """Return this process's rows of each pass of a step."""
         out = []
-        for mine in shares(step, rank(), world(), forget=True, retain=True):
+        for mine in (of[rank()] for of in deal(step, world(), forget=True, retain=True)):
             if mine.keys:
                 rows = [self.forget[i] for i in mine.forget] + [self.retain[i] for i in mine.retain]
                 cost.count(training_tokens=sum(map(len, rows)))

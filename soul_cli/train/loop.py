@@ -4,7 +4,7 @@ One step is a plan of micro-batches (forget rows, retain rows).  It is made of o
 `combine=` says, each on a gradient of some kinds of rows (gradient.py) and with an optimizer of its own.  The loop goes
 on from its checkpoints bit-exactly where it stopped.
 
-On several processes the plan is the same on each, which takes its share of the rows of every micro-batch.
+On several processes the plan is the same on each, which takes its share of the rows of every step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soul_cli.core import cost, interrupt
-from soul_cli.core.distributed import local, norm, rank, shard, world
+from soul_cli.core.distributed import broadcast, local, norm, rank, shard, world
 from soul_cli.core.files import read_json
 from soul_cli.core.types import UserError
 from soul_cli.data.batches import Step, plan_epoch
@@ -132,6 +132,7 @@ class Trainer:
             self.model, self.params, problem, config.normalise, config.precision, self.device, sharded, seed
         )
         self.memory: dict[str, Any] = {}  # of problem.combine
+        self.kept_at = time.monotonic()  # when the last checkpoint was complete
         self.plans = [self._plan(epoch) for epoch in range(config.epochs)]
         self.total = sum(map(len, self.plans))
 
@@ -233,10 +234,13 @@ class Trainer:
 
         after_epoch: called in eval mode with 0 before the first step and with the number of each epoch after its last,
         before any checkpoint of a later step.  A run that goes on calls it again for the epochs that its checkpoint has
-        not left behind.  A signal ends the run after a step, whose state is kept.
+        not left behind.  A signal ends the run after a step, whose state is kept.  UserError: `work` lies on a disk
+        that is too small for the checkpoints.
         """
+        checkpoint.check_room(work, self._disk())
         checkpoint.keep_start(work, self.params)
         records = self._resume(work)
+        self.kept_at = time.monotonic()
         resumed, first = len(records), 0  # steps of the checkpoint, and before the epoch
         if not resumed:
             self._between(0, after_epoch, work, records)
@@ -272,7 +276,7 @@ class Trainer:
             records.append(record)
             progress(index + 1, self.total, record)
             stop = interrupt.requested()
-            if stop or (index + 1) % self.config.checkpoint_steps == 0 or index + 1 == self.total:
+            if stop or (index + 1 < self.total and self._due()):
                 self._save(work, records)
             if stop:
                 raise interrupt.Stopped(stop, f"after step {index + 1} of {self.total}")
@@ -316,6 +320,19 @@ class Trainer:
         moved = (wide(new) - wide(old.to(new.device)) for new, old in some)  # one at a time in memory
         return norm(moved, weights[0])
 
+    def _due(self) -> bool:
+        """Return whether it is time for a checkpoint, by rank 0's clock.  All processes call it."""
+        return broadcast(time.monotonic() - self.kept_at >= 60 * self.config.checkpoint_minutes)
+
+    def _disk(self) -> float:
+        """Return the bytes that the training takes on disk at most."""
+        params, masters, model = (
+            sum(t.numel() * t.element_size() for t in tensors)  # whole ones, where they are sharded
+            for tensors in (self.params, self.masters.weights, self.model.parameters())
+        )
+        states = self.optim.states * len(self.phases) * masters
+        return checkpoint.disk(params, masters + states + self.problem.combine.kept * params, model)
+
     @staticmethod
     def _kept(work: Path) -> str:
         saved = read_json(work / "checkpoint" / "state.json", None)
@@ -325,6 +342,7 @@ class Trainer:
 
     def _save(self, work: Path, records: list[dict[str, Any]]) -> None:
         checkpoint.save(work, self.masters.weights, [phase.optimizer for phase in self.phases], records, self.memory)
+        self.kept_at = time.monotonic()
 
     def _resume(self, work: Path) -> list[dict[str, Any]]:
         optimizers = [phase.optimizer for phase in self.phases]
