@@ -503,7 +503,7 @@ def soul_step(effort: Effort) -> Lines:
 
 def npo_steps(size: str, optim: str, effort: Effort) -> None:
     """All batches, the first of them twice: AdamW has no states before its first step."""
-    stepper(trainer(size, npo_problem(1.0), optim, effort), effort.batches + 1)()
+    stepper(trainer(size, npo_problem(size, 1.0), optim, effort), effort.batches + 1)()
 
 
 # --- sweeps ------------------------------------------------------------------------------------------------
