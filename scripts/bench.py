@@ -60,7 +60,7 @@ from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.answer_model import AnswerModel
 from soul_cli.objective.forget.base import Objective
 from soul_cli.objective.methods import METHODS, Problem, finetuning
-from soul_cli.objective.term import Kinds, Reference, Term
+from soul_cli.objective.term import Kinds, Needs, Reference
 from soul_cli.optim.sophia import Soul
 from soul_cli.train.loop import TrainData, Trainer
 
@@ -251,17 +251,18 @@ def trainer(
     size: str, problem: Problem, optim: str, effort: Effort, kind: type[Trainer] = Trainer, **options: Any
 ) -> Trainer:
     n = effort.batch * effort.batches
-    forget, retain = problem.terms[Kinds.forget], problem.terms[Kinds.retain]
-    rows, others = rows_of(forget, size, n, 0), rows_of(retain, size, 4 * n, 2)
+    asked = {kind: term.needs for kind, term in problem.terms.items()}
+    rows = rows_of(asked.get(Kinds.forget, Needs()), size, n, 0)
+    others = rows_of(asked.get(Kinds.retain, Needs()), size, 4 * n, 2)
     data = TrainData(lambda epoch: rows, others)
     config = settings("train.epochs=1", f"train.batch_size={effort.batch}", "train.checkpoint_minutes=1000").train
     optimizer, machine = settings(f"optim={optim}").optim, Accelerator(cpu=True)
     return kind(language_model(size), data, problem, optimizer, config, 0, machine, **options)
 
 
-def rows_of(term: Term, size: str, n: int, seed: int) -> Rows:
+def rows_of(needs: Needs, size: str, n: int, seed: int) -> Rows:
     """Rows with every answer that a term asks for, and stand-ins for what is kept of the model before unlearning."""
-    needs, width = term.needs, language_model(size).config.hidden_size
+    width = language_model(size).config.hidden_size
     answers = {name: pairs(size, n, seed + 10 * k) for k, name in enumerate(needs.answers)}
     lengths = {name: [len(row.answers[0]) for row in some] for name, some in answers.items()}
     values, states = {}, {}
