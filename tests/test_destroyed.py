@@ -204,7 +204,8 @@ def test_infinite_cells() -> None:
 
 def test_differences_of_the_infinite() -> None:
     def points(*perplexities: float) -> list[Point]:
-        return [Point("npo", "", (), i, 0.1, 0.5, 1.0, (("heldout_ppl", x),)) for i, x in enumerate(perplexities)]
+        extra = [(("heldout_ppl", x),) for x in perplexities]
+        return [Point("npo", "", (), i, 0.1, 0.5, 1.0, 0.5, 900.0, e) for i, e in enumerate(extra)]
 
     found = paired(points(2.0, INF, 3.0), points(INF, INF, 3.5), "heldout_ppl")
     assert found == [INF, 0.0, 0.5]
