@@ -82,15 +82,17 @@ def read_comparison(folder: Path) -> Comparison:
     if metrics is None:
         raise UserError(f"{folder}: the runs have none of the metrics to compare by: {axes}")
     searched = _searched(tried)
-    points = [[_point(run, metrics, searched) for run in runs if run.row in searched] for runs in (tried, chosen)]
+    points = [
+        [_point(run, metrics, searched[run.row]) for run in runs if run.row in searched] for runs in (tried, chosen)
+    ]
     return Comparison(points[0], points[1], metrics)
 
 
-def _searched(tried: list[Run]) -> dict[tuple[str, str] | None, list[str]]:
+def _searched(tried: list[Run]) -> dict[tuple[str, str], list[str]]:
     """Return of each trained row the settings that were searched: those in which its runs differ."""
-    rows: dict[tuple[str, str] | None, list[Run]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in tried:
-        if run.trained:
+        if run.row and run.trained:
             rows[run.row].append(run)
     return {
         row: [k for k in runs[0].settings if len({str(r.settings.get(k)) for r in runs}) > 1]
@@ -98,13 +100,13 @@ def _searched(tried: list[Run]) -> dict[tuple[str, str] | None, list[str]]:
     }
 
 
-def _point(run: Run, metrics: tuple[str, str], searched: dict[tuple[str, str] | None, list[str]]) -> Point:
+def _point(run: Run, metrics: tuple[str, str], searched: list[str]) -> Point:
+    assert run.row is not None
     now, floor = run.metrics["this_run"], run.metrics["retain_trained"]
     forget, retain = metrics
     return Point(
-        run.content["method"],
-        run.content["optim"],
-        tuple((k, str(run.settings.get(k))) for k in searched[run.row]),
+        *run.row,
+        tuple((k, str(run.settings.get(k))) for k in searched),
         run.seed,
         abs(now[forget].value - floor[forget].value),
         now[retain].value,
