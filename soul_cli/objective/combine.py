@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from soul_cli.core.choice import Choice
 from soul_cli.core.distributed import dot, local, norm
 from soul_cli.core.types import UserError
-from soul_cli.objective.choice import Choice
 from soul_cli.objective.term import Kinds
 
 Parts = list[Tensor | None]  # one a trained parameter, in its shape and type (sharded as it is); None: unused

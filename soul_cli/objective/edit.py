@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from soul_cli.core.choice import Choice
 from soul_cli.core.types import UserError
-from soul_cli.objective.choice import Choice
 from soul_cli.objective.losses import wide
 
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from soul_cli.core.choice import Choice
 from soul_cli.core.distributed import local, sharded, sharded_as
-from soul_cli.objective.choice import Choice
 from soul_cli.objective.combine import Gradient, OfKinds, Parts, plus, scaled, size
 from soul_cli.objective.term import Kinds
 

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from soul_cli.objective.choice import Choice
+from soul_cli.core.choice import Choice
 from soul_cli.objective.losses import sum_by, token_logps
 
 

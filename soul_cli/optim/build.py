@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from soul_cli.core.choice import Choice
 from soul_cli.core.types import UserError
 from soul_cli.optim.muon import Muon
 from soul_cli.optim.sophia import Soul, SoulReleased
@@ -33,12 +34,13 @@ class Curvature:
 
 
 @dataclass
-class Optim:
+class Optim(Choice):
     """Base of all optimizers.  lr is the peak rate; weight decay is decoupled and spares biases and norms."""
 
-    name: str
     lr: float
     weight_decay: float
+
+    group = "optim"
 
     @property
     def states(self) -> int:
@@ -51,9 +53,7 @@ class Optim:
         return None
 
     def __post_init__(self) -> None:
-        for key in ("lr", "weight_decay", "eps"):
-            if not 0 <= getattr(self, key, 0) < float("inf"):
-                raise UserError(f"optim.{key}={getattr(self, key)}: must be 0 or more")
+        self.check(*(key for key in ("lr", "weight_decay", "eps") if hasattr(self, key)), least=0)
         for key in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, key, 0.5) < 1:
                 raise UserError(f"optim.{key}={getattr(self, key)}: must be in [0, 1)")
@@ -100,11 +100,11 @@ class SoulConfig(Optim):
             )
         if self.unclipped_share is not None and not 0 < self.unclipped_share < 1:
             raise UserError(f"optim.unclipped_share={self.unclipped_share}: must be between 0 and 1")
-        if self.rho is not None and not 0 < self.rho < float("inf"):
-            raise UserError(f"optim.rho={self.rho}: must be above 0")
-        for key in ("hessian_every", "hessian_rows"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise UserError(f"optim.{key}={value}: must be 1 or more")
+        if self.rho is not None:
+            self.check("rho")
+        self.check("hessian_every", least=1)
+        if self.hessian_rows is not None:
+            self.check("hessian_rows", least=1)
 
     def build(self, groups: Groups) -> Optimizer:
         return Soul(
@@ -129,10 +129,8 @@ class SoulReleasedConfig(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rho < float("inf"):
-            raise UserError(f"optim.rho={self.rho}: must be above 0")
-        if self.bs < 1:
-            raise UserError(f"optim.bs={self.bs}: must be 1 or more")
+        self.check("rho")
+        self.check("bs", least=1)
 
     def build(self, groups: Groups) -> Optimizer:
         return SoulReleased(

@@ -1,4 +1,4 @@
-"""What the parts of the objective that a configuration chooses by name have in common."""
+"""What the parts of a run that a configuration chooses by name have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from soul_cli.core.types import UserError
 
 @dataclass
 class Choice:
-    """Base of terms, edits, combinations and perturbations.
+    """Base of terms, edits, combinations, perturbations and optimizers.
 
     Fields are the config schema.  What a subclass sets without a type is no field, but a constant of the class.
     """
