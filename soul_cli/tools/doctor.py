@@ -36,8 +36,10 @@ def main(given: Sequence[str]) -> None:
     parser.add_argument("--output-dir", default="outputs", help="where results would go (default: %(default)s)")
     parser.add_argument("--cache-dir", default=default_cache(), help="the cache (default: %(default)s)")
     args = parser.parse_args(given)
-    for name, fact in [*versions(), *machine(), *devices(), *places(args.output_dir, args.cache_dir), *network()]:
-        log(f"{name:16}{fact}")
+    facts = [*versions(), *machine(), *devices(), *places(args.output_dir, args.cache_dir), *network()]
+    width = max(len(name) for name, _ in facts)
+    for name, fact in facts:
+        log(f"{name:{width}}  {fact}")
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -90,7 +92,7 @@ def compiler() -> str:
 
 def devices() -> Iterator[tuple[str, str]]:
     """Yield each GPU with memory, compute capability and speed; and that there is none."""
-    yield "accelerator", str(torch.accelerator.current_accelerator() or "none")
+    yield "accelerator", str(torch.accelerator.current_accelerator(check_available=True) or "none")
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         bf16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16"
