@@ -185,10 +185,7 @@ MISTAKES = [
     (["optim=adamw", "optim.eps=-1"], ["optim.eps=-1", "0 or more"]),
     (["optim=soul_released", "optim.bs=0"], ["optim.bs=0", "1 or more"]),
     (["optim=soul_released", "optim.rho=0"], ["optim.rho=0", "above 0"]),
-    (["model.hidden=7"], ["model.hidden=7: must be a multiple of 8, that is 2 * model.heads", "even number"]),
-    (["model.heads=0"], ["model.heads=0", "1 or more"]),
-    (["model.vocab=100"], ["model.vocab=100", "259 or more"]),
-    (["model.max_length=0"], ["model.max_length=0"]),
+    (["model.max_length=0"], ["model.max_length=0", "2 or more"]),
     (["+nothing=3"], ["no key nothing"]),
     (["~seed"], ["no seed"]),
 ]

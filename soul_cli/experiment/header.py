@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from soul_cli.core.distributed import world
-from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
@@ -26,8 +25,7 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
     """Return the header that is printed before anything costly happens.  notes: what the checks found worth saying."""
     config, data = context.config, context.data
     model = config.model
-    base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
-    target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
+    target = config.task.target_model or f"{model.path}, fine-tuned on {len(data.full)} pairs"
     questions = ", ".join(f"{name} {len(items)}" for name, items in splits(context).items())
     general = ", ".join(config.eval.lm_eval.names())
     processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
@@ -88,8 +86,6 @@ def estimate(context: Context) -> float:
     for part, rows in (("target", data.full), ("retain", data.retain)):
         if part in untrained:
             seconds += training_time(rows, epochs) + evaluation
-    if "base" in untrained and isinstance(config.model, EmbeddedModel):
-        seconds += training_time(data.full, config.model.base.train.epochs)
     if config.changes_weights:
         seconds += 2 * training_time(data.forget, config.train.epochs)
     return seconds
