@@ -4,8 +4,8 @@
 
 The text (scripts/corpus): question-answer rows on generated authors, every fact in several wordings; true facts in
 many wordings; prose.  None of the benchmark's authors and books is in it (tests/test_corpus.py).  Tokens are packed
-into sequences of 256.  Muon on the hidden matrices and AdamW on the rest, one peak rate, constant but for 60 steps of
-warm-up and a linear decay over the last 30 % of the steps.  WORK holds the tokens, the state of the last 200 steps and
+into sequences of 256.  Muon on the hidden matrices and AdamW on the rest, one peak rate, constant but for a
+warm-up and a linear decay at the end.  WORK holds the tokens, the state of the last 200 steps and
 the log; a piece that is cut short is lost back to its last state, nothing more.
 """
 
@@ -35,9 +35,9 @@ PASSING, PASSING_KINDS, PASSING_WORDINGS = 1500, 12, 2  # met in one text that t
 TOKENS = 16_500_000
 SHARES = {"authors": 0.63, "passing": 0.18, "known": 0.12, "prose": 0.07}  # of the tokens
 LENGTH, BATCH = 256, 16  # tokens a sequence, sequences a step
-RATE, WEIGHT_DECAY, WARMUP, DECAY = 0.012, 0.05, 60, 0.3
+RATE, WEIGHT_DECAY = 0.012, 0.05
 KEEP = 200  # steps between two states on disk
-STEPS = 3600
+WARMUP, DECAY_FROM, STEPS = 60, 1480, 2400
 
 Pair = tuple[str, str]
 
@@ -96,7 +96,7 @@ def write_tokens(work: Path) -> None:
         ids = tokenizer(texts, add_special_tokens=False).input_ids
         return [[tokenizer.bos_token_id, *some, tokenizer.eos_token_id] for some in ids]
 
-    mean = np.mean([len(row) for row in encode(rng.sample(rows, 2000))])
+    mean = np.mean([len(row) for row in encode(rng.sample(rows, min(len(rows), 2000)))])
     print(f"{len(rows)} rows of {AUTHORS} authors, {mean:.1f} tokens each")
     encoded = encode(rows)
 
@@ -185,8 +185,7 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
 
 def rate(step: int) -> float:
     """Return the rate of a step as a share of the peak."""
-    begin = int(STEPS * (1 - DECAY))
-    return min(1, (step + 1) / WARMUP, max(0.0, (STEPS - step) / (STEPS - begin)))
+    return min(1, (step + 1) / WARMUP, (STEPS - step) / (STEPS - DECAY_FROM))
 
 
 def train(work: Path) -> None:

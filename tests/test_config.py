@@ -148,7 +148,7 @@ MISTAKES = [
     (["method=iu", "method.tolerance=-1"], ["method.tolerance", "0 or more"]),
     (["method=iu", "parallel=fsdp"], ["parallel=fsdp", "method=iu", "parallel=ddp"]),
     (["train.epochs=0"], ["train.epochs", "1 or more"]),
-    (["train.precision=fp8"], ["train.precision", "bf16"]),
+    (["train.precision=fp8"], ["train.precision", "auto, bf16 or no"]),
     (["model.template=alpaca"], ["model.template", "llama2", "chat"]),
     (["seed=one"], ["seed", "whole number"]),
     (["force=1"], ["force", "true or false"]),
