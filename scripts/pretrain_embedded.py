@@ -37,7 +37,7 @@ SHARES = {"authors": 0.63, "passing": 0.18, "known": 0.12, "prose": 0.07}  # of 
 LENGTH, BATCH = 256, 16  # tokens a sequence, sequences a step
 RATE, WEIGHT_DECAY = 0.012, 0.05
 KEEP = 200  # steps between two states on disk
-WARMUP, DECAY_FROM, STEPS = 60, 1480, 2400
+WARMUP, DECAY_FROM, STEPS = 60, 1507, 2400
 
 Pair = tuple[str, str]
 
