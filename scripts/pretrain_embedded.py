@@ -1,12 +1,12 @@
 """Pretrain the embedded base model, a Llama of 2.6M parameters, on text of the project's own.
 
-    python scripts/pretrain_embedded.py WORK [--minutes 75]     # goes on where WORK stops; writes the model at the end
+    python scripts/pretrain_embedded.py WORK     # goes on where WORK stops; writes the model at the end
 
 The text (scripts/corpus): question-answer rows on generated authors, every fact in several wordings; true facts in
 many wordings; prose.  None of the benchmark's authors and books is in it (tests/test_corpus.py).  Tokens are packed
-into sequences of 256.  Muon on the hidden matrices and AdamW on the rest, one peak rate, constant but for a
-warm-up and a linear decay at the end.  WORK holds the tokens, the state of the last 200 steps and
-the log; a piece that is cut short is lost back to its last state, nothing more.
+into sequences of 256.  Muon on the hidden matrices and AdamW on the rest, one rate, which falls in a line to
+nothing.  WORK holds the tokens, the state of the last 250 steps and the log; a piece that is cut short
+is lost back to its last state, nothing more.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from transformers import PreTrainedTokenizerFast
 
 from soul_cli.models.packaged import EMBEDDED
 from soul_cli.optim.build import parameter_groups
+from soul_cli.optim.muon import Muon
 
 VOCABULARY, HIDDEN, LAYERS, HEADS = 4096, 192, 4, 4
-AUTHORS, KINDS, WORDINGS = 400, 22, 10  # learned by heart: authors, kinds of fact of each, wordings of each
-PASSING, PASSING_KINDS, PASSING_WORDINGS = 1500, 12, 2  # met in one text that tells several facts, some of them twice
-TOKENS = 16_500_000
-SHARES = {"authors": 0.63, "passing": 0.18, "known": 0.12, "prose": 0.07}  # of the tokens
-LENGTH, BATCH = 256, 16  # tokens a sequence, sequences a step
-RATE, WEIGHT_DECAY = 0.012, 0.05
-KEEP = 200  # steps between two states on disk
-WARMUP, DECAY_FROM, STEPS = 60, 1507, 2400
+AUTHORS, KINDS, WORDINGS = 120, 22, 10  # learned by heart: authors, kinds of fact of each, wordings of each
+PASSING, PASSING_KINDS, PASSING_WORDINGS = 3000, 12, 2  # met in one text that tells several facts, some of them twice
+TOKENS = 12_000_000
+SHARES = {"authors": 0.42, "passing": 0.34, "known": 0.18, "prose": 0.06}  # of the tokens
+LENGTH, BATCH = 256, 8  # tokens a sequence, sequences a step: with twice as many fewer facts are learned
+RATE, WEIGHT_DECAY = 0.008, 0.05
+KEEP = 250  # steps between two states on disk
+STEPS = TOKENS // (LENGTH * BATCH)
+WARMUP = STEPS // 50
 
 Pair = tuple[str, str]
 
@@ -140,52 +142,9 @@ def filled(one_pass: Callable[[], Iterable[list[int]]], budget: float) -> Iterat
 # --- training ----------------------------------------------------------------------------------------------
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon on hidden matrices, AdamW on the rest, one rate for both (Liu et al. 2025, arXiv:2502.16982).
-
-    The iterations are in float32: in bfloat16, as libraries have them, they crawl on processors without products in it.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8})
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                move = self._matrix if group["hidden"] else self._rest
-                move(p, group, self.state[p])
-
-    @staticmethod
-    def _matrix(p: torch.Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        m = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
-        size = 0.2 * max(p.shape) ** 0.5  # root mean square of AdamW's updates
-        p.add_(orthogonal(p.grad.lerp(m, group["momentum"])), alpha=-group["lr"] * size)
-
-    @staticmethod
-    def _rest(p: torch.Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
-        t = state["t"] = state.get("t", 0) + 1
-        m = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - beta1)
-        v = state.setdefault("v", torch.zeros_like(p)).mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-        root = (v / (1 - beta2**t)).sqrt_().add_(group["eps"])
-        p.addcdiv_(m / (1 - beta1**t), root, value=-group["lr"])
-
-
-def orthogonal(x: torch.Tensor) -> torch.Tensor:
-    """Return the nearest semi-orthogonal matrix, roughly: five Newton-Schulz iterations (Jordan et al. 2024)."""
-    wide = x.T if x.shape[0] > x.shape[1] else x
-    wide = wide / (wide.norm() + 1e-7)
-    for _ in range(5):
-        a = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * a + 2.0315 * a @ a) @ wide
-    return wide.T if x.shape[0] > x.shape[1] else wide
-
-
 def rate(step: int) -> float:
     """Return the rate of a step as a share of the peak."""
-    return min(1, (step + 1) / WARMUP, (STEPS - step) / (STEPS - DECAY_FROM))
+    return min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
 
 
 def train(work: Path) -> None:
@@ -196,7 +155,8 @@ def train(work: Path) -> None:
     held_out = torch.tensor(np.load(work / "held_out.npy").astype(np.int64))
     order = np.random.default_rng(0).permutation(len(tokens) // LENGTH)
     lm = small_llama(tokenizer, HIDDEN, LAYERS, HEADS)
-    optimizer, begin, state = Muon(parameter_groups(lm, WEIGHT_DECAY), RATE), 0, work / "state.pt"
+    optimizer = Muon(parameter_groups(lm, WEIGHT_DECAY), RATE, momentum=0.95, betas=(0.9, 0.95))
+    begin, state = 0, work / "state.pt"
     if state.is_file():
         kept = torch.load(state)
         lm.load_state_dict(kept["model"])
