@@ -42,6 +42,7 @@ class Effort:
     sizes: tuple[str, ...]
     repeats: int
     evaluated: dict[str, int]
+    steps: dict[str, int]  # of training that take turns, by optimizers
     padded: dict[str, int]  # of 16 batches, those trained on in the comparison with padding
     taught: tuple[str, ...]  # sizes at which a model that recites is evaluated too
     batch: int
@@ -52,9 +53,10 @@ class Effort:
 
 
 ROWS = {"2M": 100, "12M": 100, "135M": 20}
+STEPS = {"2M": 100, "12M": 60, "135M": 20}
 PADDED = {"2M": 16, "12M": 16, "135M": 4}
-FULL = Effort(("2M", "12M", "135M"), 3, ROWS, PADDED, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
-SHORT = Effort(("tiny",), 1, {"tiny": 3}, {"tiny": 2}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
+FULL = Effort(("2M", "12M", "135M"), 3, ROWS, STEPS, PADDED, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
+SHORT = Effort(("tiny",), 1, {"tiny": 3}, {"tiny": 10}, {"tiny": 2}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
 
 
 @dataclass
@@ -170,11 +172,16 @@ def seconds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     warm = repeats > 1
     for repeat in range(repeats + warm):
         for name, run in contenders.items():
-            began = time.perf_counter()
-            run()
+            took_now = clocked(run)
             if repeat >= warm:
-                took[name].append(time.perf_counter() - began)
+                took[name].append(took_now)
     return {name: statistics.median(values) for name, values in took.items()}
+
+
+def clocked(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 class Clock:
