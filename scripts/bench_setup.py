@@ -42,6 +42,7 @@ class Effort:
     sizes: tuple[str, ...]
     repeats: int
     evaluated: dict[str, int]
+    rounds: dict[str, int]  # of an epoch's batches, that optimizers train on in turn
     padded: dict[str, int]  # of 16 batches, those trained on in the comparison with padding
     taught: tuple[str, ...]  # sizes at which a model that recites is evaluated too
     batch: int
@@ -52,9 +53,10 @@ class Effort:
 
 
 ROWS = {"2M": 100, "12M": 100, "135M": 20}
+ROUNDS = {"2M": 15, "12M": 9, "135M": 3}
 PADDED = {"2M": 16, "12M": 16, "135M": 4}
-FULL = Effort(("2M", "12M", "135M"), 3, ROWS, PADDED, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
-SHORT = Effort(("tiny",), 1, {"tiny": 3}, {"tiny": 2}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
+FULL = Effort(("2M", "12M", "135M"), 3, ROWS, ROUNDS, PADDED, ("2M", "12M"), 8, 4, (1, 4, 16), (64, 128, 256, 512), 12)
+SHORT = Effort(("tiny",), 1, {"tiny": 3}, {"tiny": 2}, {"tiny": 2}, ("tiny",), 2, 2, (1, 2), (64, 128), 2)
 
 
 @dataclass
@@ -170,11 +172,30 @@ def seconds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     warm = repeats > 1
     for repeat in range(repeats + warm):
         for name, run in contenders.items():
-            began = time.perf_counter()
-            run()
+            took_now = clocked(run)
             if repeat >= warm:
-                took[name].append(time.perf_counter() - began)
+                took[name].append(took_now)
     return {name: statistics.median(values) for name, values in took.items()}
+
+
+def seconds_a_step(steppers: dict[str, Callable[[], Any]], batches: int, rounds: int) -> dict[str, float]:
+    """Mean over the batches of each stepper's median seconds, after a round that warms up.
+
+    A machine's speed drifts by more than optimizers differ: they take turns step by step, and at who begins.
+    """
+    took: dict[str, list[list[float]]] = {name: [[] for _ in range(batches)] for name in steppers}
+    names = list(steppers)
+    for step in range(batches * (rounds + 1)):
+        begins = step // batches % len(names)
+        for name in names[begins:] + names[:begins]:
+            took[name][step % batches].append(clocked(steppers[name]))
+    return {name: statistics.mean(statistics.median(t[1:]) for t in every) for name, every in took.items()}
+
+
+def clocked(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 class Clock:

@@ -15,7 +15,6 @@ from small_models import tiny_base
 
 from soul_cli.experiment.overrides import quoted
 
-
 TINY = [
     f"model.path={tiny_base()}", "model.finetune.train.checkpoint_minutes=0",
     "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_minutes=0", "train.batch_size=4",

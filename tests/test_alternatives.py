@@ -21,6 +21,7 @@ from soul_cli.experiment import unlearning
 from soul_cli.experiment.checks import check_answers, warnings
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
+from soul_cli.models.adapters import LoRA
 from soul_cli.models.load import ModelRef
 from soul_cli.objective.forget.preference import AltPO
 
@@ -114,6 +115,24 @@ def test_alternatives_are_sampled_once(context: Context, model: ModelRef, monkey
     ):
         with pytest.raises(AssertionError, match="sampled again"):
             made(context, model, **changed)
+
+
+def test_alternatives_come_from_the_weights_that_are_trained_beside(
+    context: Context, model: ModelRef, monkeypatch: pytest.MonkeyPatch
+):
+    """In 4 bit where the adapters are: kept apart from those of the whole weights."""
+    load, asked = Context.load, []
+
+    def seen(self: Context, ref: ModelRef, device: Any = None, *, load_in_4bit: bool = False) -> Any:
+        asked.append(load_in_4bit)
+        return load(self, ref, device)
+
+    monkeypatch.setattr(Context, "load", seen)
+    monkeypatch.setattr(LoRA, "check", lambda self: None)
+    made(context, model)
+    lora = "train.lora={r: 2, alpha: 6, load_in_4bit: true}"
+    made(replace(context, config=compose(["method=altpo", "method.alternatives=3", "method.max_new=6", lora])), model)
+    assert asked == [False, True]
 
 
 def answering(encoder: Encoder, texts: list[str]) -> Callable[..., list[list[int]]]:

@@ -28,6 +28,7 @@ from soul_cli.objective.methods import finetuning
 from soul_cli.objective.term import Kinds
 from soul_cli.optim.sophia import Soul
 from soul_cli.tasks.base import TaskData
+from soul_cli.train.checkpoint import stored
 from soul_cli.train.loop import TrainData, Trainer
 
 ROWS = [Prompted((5, 6, 7), ((8, 9, 2),)), Prompted((10, 11), ((12, 13, 14, 2),))]
@@ -87,6 +88,7 @@ def test_adapters_beside_4_bit_weights_are_merged_into_whole_ones(tiny_lm: Calla
     ref = ModelRef(str(tmp_path / "lm"), "")
     lm, lora = models.load(ref, "cpu", load_in_4bit=True), LoRA(r=2, alpha=6, load_in_4bit=True)
     assert type(lm.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    assert sum(map(stored, lm.parameters())) == sum(4 * p.numel() for p in models.load(ref, "cpu").parameters())
     adapters = lora.attach(lm, seed=0)
     config = compose(["optim=soul", "optim.lr=0.01", "train.epochs=3", "train.warmup=0"])
     data = TrainData(forget=None, retain=Rows({"answer": ROWS}))

@@ -465,6 +465,12 @@ def test_a_disk_that_is_too_small_is_named(
         train(lm, tmp_path, progress=lambda *_: pytest.fail("a step was taken"))
 
 
+def test_weights_in_4_bit_are_written_whole() -> None:
+    packed = torch.nn.Parameter(torch.zeros(50, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=torch.Size([10, 10]), dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    assert checkpoint.stored(packed) == 200
+
+
 def test_finished_run_goes_on_from_its_last_checkpoint(tiny_lm: MakeLM, tmp_path: Path):
     first, second, seen = tiny_lm(), tiny_lm(), []
     records = train(first, tmp_path)

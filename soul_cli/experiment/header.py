@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from soul_cli.core.distributed import world
@@ -17,8 +19,9 @@ from soul_cli.experiment.models import missing, unlearned_config
 from soul_cli.models import packaged
 from soul_cli.models.load import count_parameters
 
-TOKENS_PER_WORD = 1.6  # question and answer; a small vocabulary needs more tokens a word
-TRAIN_EFFICIENCY, SCORE_EFFICIENCY = 0.7, 0.4  # of the machine's matrix-product rate; small models reach less
+TOKENS_PER_WORD = 1.5  # of a tokenizer that is not known before it is there
+TRAINS_AT = {2e6: 0.37, 12e6: 0.51, 135e6: 0.62}  # share of the rate of matrix products, by size (results/bench.md)
+SCORES_AT = 0.4  # the same share
 
 
 def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
@@ -33,7 +36,11 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
-        *(f"         {note}" for note in (None if config.task.target_model else packaged.note(base), *notes) if note),
+        *(
+            f"         {note}"
+            for note in (None if config.task.target_model else packaged.note(model.path), *notes)
+            if note
+        ),
         f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else "")
         + (f" (settings of configs/{config.preset}.yaml)" if config.optimizes and config.preset else ""),
@@ -67,19 +74,19 @@ def parameters(context: Context) -> int:
 def estimate(context: Context) -> float:
     """Return seconds, from 6 FLOPs a parameter and token and the measured matrix-product rate.  A rough guess."""
     config, data = context.config, context.data
-    rate = matmul_rate(context.accelerator.device)
-    flops = float(parameters(context))
+    rate, size = matmul_rate(context.accelerator.device), float(parameters(context))
+    trains_at = np.interp(math.log(size), [math.log(n) for n in TRAINS_AT], list(TRAINS_AT.values()))
+    known = config.model.architecture
+    per_word = known.tokens_per_word if known else TOKENS_PER_WORD
 
     def count_words(rows: list[Any]) -> int:
         return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)
 
     def training_time(rows: list[Any], epochs: int) -> float:
-        return 6 * flops * count_words(rows) * TOKENS_PER_WORD * epochs / rate / TRAIN_EFFICIENCY
+        return 6 * size * count_words(rows) * per_word * epochs / rate / trains_at
 
     evaluated = [r for items in splits(context).values() for r in items]
-    evaluation = (
-        2 * flops * count_words(evaluated) * 4 * TOKENS_PER_WORD / rate / SCORE_EFFICIENCY + len(evaluated) / 40
-    )
+    evaluation = 2 * size * count_words(evaluated) * 4 * per_word / rate / SCORES_AT + len(evaluated) / 40
     seconds = evaluation
     untrained = missing(context)
     epochs = config.model.finetune.train.epochs

@@ -83,7 +83,7 @@ def alternatives(
 
     Those that are empty or the answer itself are left out and counted.  UserError: none is left.
     """
-    config = context.config
+    config, in_4bit = context.config, _in_4bit(context)
     asked = [encoder.prompt(term.asked(qa.question, qa.answer)) for qa in items]
     room = [room_for(encoder, term, qa) for qa in items]
     key = {
@@ -91,11 +91,12 @@ def alternatives(
         "prompts": digest([asked, room]),
         "sampled": [term.alternatives, term.temperature, term.seed],
         "dtype": config.model.dtype,
-        **code(__name__),
+        "in_4bit": in_4bit,
+        **code(__name__, libraries={"bitsandbytes"} if in_4bit else set()),
     }
 
     def build(work: Path, out: Path) -> None:
-        lm, mine = context.load(target), share(range(len(items) * term.alternatives))
+        lm, mine = context.load(target, load_in_4bit=in_4bit), share(range(len(items) * term.alternatives))
         of = [i // term.alternatives for i in mine]
         made = sample(
             lm, [asked[i] for i in of], keys=mine, seed=term.seed, temperature=term.temperature,
@@ -145,13 +146,15 @@ def _rows(context: Context, target: ModelRef, term: Term, answers: dict[str, Seq
     return Rows(answers, states=kept)
 
 
-def _before(context: Context, target: ModelRef, term: Term, rows: Sequence[Prompted]) -> Kept:
-    """Return what the target model makes of each row's answer tokens: what the term needs as its reference.
+def _in_4bit(context: Context) -> bool:
+    """Return whether the target model is asked with its weights in 4 bit, as it is where adapters are trained so."""
+    lora = context.config.train.lora
+    return lora is not None and lora.load_in_4bit
 
-    It is asked as it is trained: its weights stand in 4 bit where adapters are trained beside such.
-    """
-    config, kind = context.config, term.needs.reference
-    in_4bit = config.train.lora is not None and config.train.lora.load_in_4bit
+
+def _before(context: Context, target: ModelRef, term: Term, rows: Sequence[Prompted]) -> Kept:
+    """Return what the target model makes of each row's answer tokens: what the term needs as its reference."""
+    config, kind, in_4bit = context.config, term.needs.reference, _in_4bit(context)
     own = type(term).token is not Term.token  # the usual values are the same for all terms
     key = {
         "model": target.digest,

@@ -8,6 +8,7 @@ first step are kept beside the checkpoint in the same form.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,12 @@ def _memory(tensors: dict[str, Tensor], scalars: dict[str, Any], params: Sequenc
         _, name, i = key.split(".")
         memory.setdefault(name, [None] * len(params))[int(i)] = tensors.pop(key).to(params[0].device)
     return memory
+
+
+def stored(p: Tensor) -> int:
+    """Return the bytes that a parameter takes on disk: a sharded one whole, one in 4 bit as it was before."""
+    packed = getattr(p, "quant_state", None)  # bitsandbytes'
+    return p.numel() * p.element_size() if packed is None else math.prod(packed.shape) * packed.dtype.itemsize
 
 
 def disk(start: float, one: float, model: float) -> float:

@@ -326,10 +326,8 @@ class Trainer:
 
     def _disk(self) -> float:
         """Return the bytes that the training takes on disk at most."""
-        params, masters, model = (
-            sum(t.numel() * t.element_size() for t in tensors)  # whole ones, where they are sharded
-            for tensors in (self.params, self.masters.weights, self.model.parameters())
-        )
+        every = self.params, self.masters.weights, self.model.parameters()
+        params, masters, model = (sum(map(checkpoint.stored, tensors)) for tensors in every)
         states = self.optim.states * len(self.phases) * masters
         return checkpoint.disk(params, masters + states + self.problem.combine.kept * params, model)
 
