@@ -29,6 +29,7 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
     config, data = context.config, context.data
     model = config.model
     target = config.task.target_model or f"{model.path}, fine-tuned on {len(data.full)} pairs"
+    weights = None if config.task.target_model else packaged.note(model.path)
     questions = ", ".join(f"{name} {len(items)}" for name, items in splits(context).items())
     general = ", ".join(config.eval.lm_eval.names())
     processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
@@ -36,11 +37,7 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
-        *(
-            f"         {note}"
-            for note in (None if config.task.target_model else packaged.note(model.path), *notes)
-            if note
-        ),
+        *(f"         {note}" for note in [weights, *notes] if note),
         f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else "")
         + (f" (settings of configs/{config.preset}.yaml)" if config.optimizes and config.preset else ""),
