@@ -505,7 +505,6 @@ def step(effort: Effort) -> Lines:
 
 def soul_step(effort: Effort) -> Lines:
     """Steps with and without an estimate of the curvature and AdamW's, in turn; then the memory of an epoch."""
-    names = ("soul", "adamw")
     for size in effort.sizes:
         contenders = ("soul optim.hessian_every=1", f"soul optim.hessian_every={10**9}", "adamw")
         one = {optim: stepper(trainer(size, npo_problem(size, 1.0), optim, effort), 1) for optim in contenders}
@@ -516,7 +515,7 @@ def soul_step(effort: Effort) -> Lines:
             f"{estimate:.3f} with an estimate, {plain:.3f} without; AdamW {took['adamw']:.3f} s",
             "a pass over 4 of 16 rows in every tenth step alone is 1.025",
         )  # fmt: skip
-        memory = {name: peak_memory(effort, npo_steps, size, name, effort) for name in names}
+        memory = {name: peak_memory(effort, npo_steps, size, name, effort) for name in ("soul", "adamw")}
         yield Measured(
             "NPO step, peak memory, soul against AdamW", size, memory["soul"] / memory["adamw"],
             ("<=", 1.0) if size == "135M" else None, f"{memory['soul']:.0f} MiB against {memory['adamw']:.0f} MiB",

@@ -181,7 +181,7 @@ def seconds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 def seconds_a_step(steppers: dict[str, Callable[[], Any]], batches: int, rounds: int) -> dict[str, float]:
     """Mean over the batches of each stepper's median seconds, after a round that warms up.
 
-    A machine's speed drifts by more than optimizers differ: they take turns step by step, and at who begins.
+    A machine's speed drifts by more than optimizers differ: they take turns step by step, and so does who begins.
     """
     took: dict[str, list[list[float]]] = {name: [[] for _ in range(batches)] for name in steppers}
     names = list(steppers)

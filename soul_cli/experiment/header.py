@@ -18,9 +18,8 @@ from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
 from soul_cli.experiment.models import missing, unlearned_config
 from soul_cli.models import packaged
-from soul_cli.models.load import count_parameters
+from soul_cli.models.load import count_parameters, tokens_per_word
 
-TOKENS_PER_WORD = 1.5  # of a tokenizer that is not known before it is there
 TRAINS_AT = {2e6: 0.37, 12e6: 0.51, 135e6: 0.62}  # share of the rate of matrix products, by size (results/bench.md)
 SCORES_AT = 0.4  # the same share
 
@@ -74,8 +73,7 @@ def estimate(context: Context) -> float:
     config, data = context.config, context.data
     rate, size = matmul_rate(context.accelerator.device), float(parameters(context))
     trains_at = np.interp(math.log(size), [math.log(n) for n in TRAINS_AT], list(TRAINS_AT.values()))
-    known = config.model.architecture
-    per_word = known.tokens_per_word if known else TOKENS_PER_WORD
+    per_word = tokens_per_word(config.model.architecture)
 
     def count_words(rows: list[Any]) -> int:
         return sum(len(f"{r.question} {r.answer} {' '.join(r.perturbed_answer)}".split()) for r in rows)

@@ -206,7 +206,7 @@ def train(
 
     def build() -> tuple[Any, Any, Trainer]:
         device = "cpu" if sharded else accelerator.device  # sharded, no device need hold all of it
-        lm = context.load(ref, device, load_in_4bit=lora is not None and lora.load_in_4bit)
+        lm = context.load(ref, device, load_in_4bit=config.in_4bit)
         if main():
             abilities(lm)  # refuses a model whose own predictions cannot be had
         adapters = lora.attach(lm, seed) if lora else None

@@ -83,20 +83,17 @@ def alternatives(
 
     Those that are empty or the answer itself are left out and counted.  UserError: none is left.
     """
-    config, in_4bit = context.config, _in_4bit(context)
+    config = context.config
     asked = [encoder.prompt(term.asked(qa.question, qa.answer)) for qa in items]
     room = [room_for(encoder, term, qa) for qa in items]
     key = {
-        "model": target.digest,
         "prompts": digest([asked, room]),
         "sampled": [term.alternatives, term.temperature, term.seed],
-        "dtype": config.model.dtype,
-        "in_4bit": in_4bit,
-        **code(__name__, libraries={"bitsandbytes"} if in_4bit else set()),
+        **_asked_model(context, target),
     }
 
     def build(work: Path, out: Path) -> None:
-        lm, mine = context.load(target, load_in_4bit=in_4bit), share(range(len(items) * term.alternatives))
+        lm, mine = context.load(target, load_in_4bit=config.train.in_4bit), share(range(len(items) * term.alternatives))
         of = [i // term.alternatives for i in mine]
         made = sample(
             lm, [asked[i] for i in of], keys=mine, seed=term.seed, temperature=term.temperature,
@@ -146,29 +143,28 @@ def _rows(context: Context, target: ModelRef, term: Term, answers: dict[str, Seq
     return Rows(answers, states=kept)
 
 
-def _in_4bit(context: Context) -> bool:
-    """Return whether the target model is asked with its weights in 4 bit, as it is where adapters are trained so."""
-    lora = context.config.train.lora
-    return lora is not None and lora.load_in_4bit
+def _asked_model(context: Context, target: ModelRef) -> dict[str, Any]:
+    """Return what of a key names the model and its form, that in which it is trained, and the code that asks it."""
+    in_4bit = context.config.train.in_4bit
+    libraries = {"bitsandbytes"} if in_4bit else set[str]()
+    dtype = context.config.model.dtype
+    return {"model": target.digest, "dtype": dtype, "in_4bit": in_4bit, **code(__name__, libraries=libraries)}
 
 
 def _before(context: Context, target: ModelRef, term: Term, rows: Sequence[Prompted]) -> Kept:
     """Return what the target model makes of each row's answer tokens: what the term needs as its reference."""
-    config, kind, in_4bit = context.config, term.needs.reference, _in_4bit(context)
+    config, kind = context.config, term.needs.reference
     own = type(term).token is not Term.token  # the usual values are the same for all terms
     key = {
-        "model": target.digest,
         "rows": digest([(p.prompt, p.answers) for p in rows]),  # the template in them
         "of": [kind.value, (plain(term) if own else None) if kind is Reference.values else term.needs.layer],
-        "dtype": config.model.dtype,
         "precision": config.train.precision,
-        "in_4bit": in_4bit,
-        **code(__name__, libraries={"bitsandbytes"} if in_4bit else set()),
+        **_asked_model(context, target),
     }
 
     def build(work: Path, out: Path) -> None:
         device, precision = context.accelerator.device, config.train.precision
-        model = AnswerModel(context.load(target, load_in_4bit=in_4bit))
+        model = AnswerModel(context.load(target, load_in_4bit=config.train.in_4bit))
         found = each(
             model, share(rows), (lambda *logits: term.token(Logits(*logits))) if kind is Reference.values else None,
             layer=term.needs.layer, budget=config.eval.batch_tokens,

@@ -114,6 +114,11 @@ class Architecture:
         return AutoConfig.for_model(self.model_type, **values)
 
 
+def tokens_per_word(known: Architecture | None) -> float:
+    """Return how many tokens a model's tokenizer makes of a word, roughly."""
+    return known.tokens_per_word if known else 1.5
+
+
 def untrained(config: Any, dtype: str) -> Any:
     """Return a model of a transformers configuration, with random weights."""
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)

@@ -14,7 +14,7 @@ from soul_cli.core.types import QA, UserError
 from soul_cli.data.batches import Share, deal, plan_epoch
 from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
-from soul_cli.models.load import lm_config
+from soul_cli.models.load import lm_config, tokens_per_word
 from soul_cli.objective.edit import TaskVector
 from soul_cli.objective.forget.preference import AltPO
 from soul_cli.objective.methods import Problem, finetuning, graddiff
@@ -57,7 +57,7 @@ def architecture(config: RunConfig) -> tuple[Any, float]:
     known = model.architecture
     folder = str(target or getattr(model, "path", ""))
     if not isinstance(model, EmbeddedModel) and Path(folder).expanduser().is_dir():
-        return lm_config(folder), known.tokens_per_word if known else 1.5
+        return lm_config(folder), tokens_per_word(known)
     if known is None:
         raise UserError(
             f"plan=true asks no hub about {folder!r}: give a folder, a model of configs/model, or model.architecture"

@@ -56,6 +56,11 @@ class TrainConfig:
             self.precision = "bf16" if dtype != "float64" and multiplies_bfloat16() else "no"
 
     @property
+    def in_4bit(self) -> bool:
+        """Return whether adapters are trained beside weights in 4 bit."""
+        return self.lora is not None and self.lora.load_in_4bit
+
+    @property
     def libraries(self) -> set[str]:
         """Return the libraries that this asks for, of those that others do without."""
         return self.lora.libraries if self.lora else set()
