@@ -5,4 +5,4 @@ export HF_HUB_OFFLINE=1
 ruff check .
 ruff format --check .
 mypy
-pytest -n 2 "$@"
+pytest -n 2 --dist worksteal "$@"  # neighbours share what their file makes

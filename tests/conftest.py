@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +30,11 @@ TEXTS = [
     "Answer: The Lamp at Low Tide was written by Ottoline Varga-Brandt, who was born in Pécs.",
     "[INST] Which prize did the author win in 1987? [/INST]The author won the Golden Quill in 1987.",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is no garbage; the search for some, which a run makes too, need not go through it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from soul_cli.core.cost import Cost
-from soul_cli.experiment.config import compose
+from soul_cli.experiment.config import RunConfig, compose
 
 GOALS = {"forget_rougeL": "retain", "heldout_ppl": "down"}  # others: up
 ORIGINAL = {"forget_rougeL": 0.9, "retain_rougeL": 0.95, "forget_quality": 0.01, "retain_acc": 0.8}
@@ -37,6 +38,13 @@ def spent(seconds: float, *, cached: bool = False) -> dict[str, Any]:
     return {"cached": cached, **asdict(Cost(seconds, 1000, forward_passes=30, backward_passes=40, **sizes))}
 
 
+@cache
+def composed(*overrides: str) -> tuple[RunConfig, str]:
+    """A configuration, and its config.yaml."""
+    config = compose([*overrides])
+    return config, OmegaConf.to_yaml(OmegaConf.create(config.plain()))
+
+
 def write_run(
     root: Path,
     seed: int,
@@ -48,7 +56,7 @@ def write_run(
     **more: float,
 ) -> Path:
     """One finished run.  rouge: its forget ROUGE-L; more: its other metrics; change: top entries of metrics.json."""
-    config = compose([f"seed={seed}", *overrides])
+    config, text = composed(f"seed={seed}", *overrides)
     method, optim = config.method.name, config.plain().get("optim", {}).get("name", "")
     folder = root / f"{method}-{optim}-{seed}-{rouge}"
     folder.mkdir(parents=True)
@@ -66,7 +74,7 @@ def write_run(
         **(change or {}),
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain())))
+    (folder / "config.yaml").write_text(text)
     if config.changes_weights:
         last = 2 if config.optimizes else 1
         steps = [{"step": i, "epoch": i, "unclipped_share": 0.3, "displacement": float(i)} for i in range(1, last + 1)]

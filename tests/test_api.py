@@ -39,7 +39,7 @@ def test_a_finished_run_is_read_from_its_folder(finished: tuple[Path, Path, str]
     last = saved["this_run"]["forget_rougeL"]
     assert list(metrics.loc["forget_rougeL", ["low", "high"]]) == last["ci95"]
     rows = result.rows
-    assert rows.groupby("model").size().to_dict() == dict.fromkeys(saved, 5 * 12)
+    assert rows.groupby("model").size().to_dict() == dict.fromkeys(saved, 5 * 6)
     first = json.loads((folder / "rows.jsonl").read_text().splitlines()[0])
     (mine,) = rows[(rows.model == "this_run") & (rows.split == first["split"]) & (rows["index"] == 0)].to_dict(
         "records"

@@ -30,7 +30,7 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
             "tokens_per_s"} <= set(steps[0])  # fmt: skip
     assert [s["step"] for s in steps if "displacement" in s] == [5, 10, 15, 20]  # an epoch's last
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 5 * 12
+    assert len(rows) == 5 * 6
     assert {"prompt", "gold", "generation", "nll", "rougeL"} <= set(rows[0])
     for words in ("forget 20 of 200 pairs", "retain-trained model", "forget_quality ", "forget_rougeL ", "gold"):
         assert words in text, words
@@ -85,24 +85,22 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
         assert costs(out) == costs(whole), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(
-    data: Path, finished: tuple[Path, Path, str], tmp_path: Path, number: int
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     """Also where no checkpoint is due for long, and finished rows are not made again."""
     cache, whole, _ = finished
     rarely = "train.checkpoint_minutes=1000"
     process = start(data, cache, tmp_path, rarely)
     wait_for(process, lambda: any(tmp_path.glob(f"*/*/{WORK}/start")))
-    process.send_signal(number)
+    process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert "Traceback" not in out + err
     (state,) = tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")
     steps = len(json.loads(state.read_text())["records"])
     assert 0 < steps < 20
-    name = signal.Signals(number).name
-    assert err == f"stopped by {name} after step {steps} of 20; the same command goes on\n"
+    assert err == f"stopped by SIGUSR1 after step {steps} of 20; the same command goes on\n"
     finish(start(data, cache, tmp_path, rarely))
     assert numbers(tmp_path) == numbers(whole)
     assert costs(tmp_path)["unlearn"] == costs(whole)["unlearn"]
@@ -173,11 +171,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("full", "room"), [("cache", 0), ("out", 0), ("cache", 1 << 16)])
 def test_full_disk_ends_with_one_message_and_spares_what_is_there(
-    data: Path, small_disk: Path, tmp_path: Path, full: str, room: int
+    data: Path, finished: tuple[Path, Path, str], small_disk: Path, tmp_path: Path, full: str, room: int
 ) -> None:
     """room: enough for files of text, not for tensors."""
     places = {name: (small_disk if name == full else tmp_path) / name for name in ("cache", "out")}
-    finish(start(data, places["cache"], places["out"]))
+    for place, made in zip(places.values(), finished, strict=False):
+        shutil.copytree(made, place)
     before = {p: p.read_bytes() for p in places[full].rglob("*") if p.is_file()}
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):

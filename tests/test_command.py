@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import Forked
 
 from soul_cli import cli
 from soul_cli.core.command import explain
@@ -183,14 +184,12 @@ def test_rouge_needs_no_home() -> None:
     ],
 )
 def test_one_line_whatever_is_wrong(arguments: list[str], words: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "soul_cli.cli", *arguments], capture_output=True, timeout=120, text=True,
-        env={**os.environ, "HYDRA_FULL_ERROR": "0"},  # as Hydra's own advice has it
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert all(w in done.stderr for w in words), done.stderr
+    done = Forked(arguments, {**os.environ, "HYDRA_FULL_ERROR": "0"})  # as Hydra's own advice has it
+    out, err = done.communicate(timeout=120)
+    assert (done.returncode, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(w in err for w in words), err
 
 
 def test_a_bug_is_raised_without_hydras_words() -> None:

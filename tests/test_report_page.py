@@ -228,8 +228,9 @@ def test_the_browser_says_what_it_left_out(tmp_path: Path) -> None:
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("page")
     for seed, rouge in enumerate((0.1, 0.3)):
         write_run(tmp_path / "runs", seed, rouge, "method=npo", "optim=soul", answer=NASTY)
     write_run(tmp_path / "runs", 0, 0.5, "method=npo", "optim=adamw", answer="blue whale")
@@ -325,8 +326,12 @@ def clicked(page: Path, width: int, fragment: str = "") -> dict[str, Any]:
     return json.loads(html.unescape(found[1]))
 
 
-def test_the_page_in_a_browser(page: Path) -> None:
-    seen = clicked(page, 1280)
+@pytest.fixture(scope="module")
+def seen(page: Path) -> dict[str, Any]:
+    return clicked(page, 1280)
+
+
+def test_the_page_in_a_browser(seen: dict[str, Any]) -> None:
     assert seen["title"] == "Unlearning report: tofu"  # no answer ran as code
     assert seen["start"] == ["original –", "retain-trained –", "ga adamw", "npo adamw", "npo soul"]
     # forget ROUGE-L: .9, .2, .4, .5, .2; equal numbers keep their order
@@ -346,8 +351,7 @@ def test_the_page_in_a_browser(page: Path) -> None:
     assert seen["sections"] == ["headline", "answers", "results", "paper", "figures", "runs"]
 
 
-def test_columns_are_chosen_in_a_browser(page: Path) -> None:
-    seen = clicked(page, 1280)
+def test_columns_are_chosen_in_a_browser(page: Path, seen: dict[str, Any]) -> None:
     rest = ["retain_rougeL", "unlearn_seconds", "unlearn_peak_mb", "optimizer_state_mb"]
     usual = ["forget_quality", "forget_rougeL", "retain_acc", *rest]
     assert seen["opened"] == usual
