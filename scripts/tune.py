@@ -63,17 +63,14 @@ def folder(task: str) -> Path:
 def run(task: str, part: int, parts: int) -> None:
     import torch
 
-    from soul_cli.cli import quiet
+    import soul_cli
     from soul_cli.core.types import UserError
-    from soul_cli.experiment.config import compose
-    from soul_cli.experiment.run import run as run_one
 
-    quiet()
     torch.set_num_threads(max(1, torch.get_num_threads() // parts))
     for cell in settings(task)[part::parts]:
         overrides = [f"task={task}", *(f"{k}={v}" for k, v in cell.items())]
         try:
-            done = run_one(compose([*overrides, f"seed={SEED}", f"output_dir={folder(task)}"]))
+            done = soul_cli.run([*overrides, f"seed={SEED}", f"output_dir={folder(task)}"]).folder
             (done / "cell.json").write_text(json.dumps(cell))
         except UserError as error:  # a setting that diverges is a result: it loses
             print(f"{cell}: {error}", flush=True)
