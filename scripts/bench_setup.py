@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from generator import generate_authors
 from measured import Measured
+from small_models import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.core.files import write_text
@@ -21,8 +23,6 @@ from soul_cli.core.machine import processor
 from soul_cli.core.types import QA, Prompted
 from soul_cli.data.batches import collate, epoch_batches
 from soul_cli.data.encode import Encoder
-from soul_cli.data.generator import generate_authors
-from soul_cli.experiment.base_models import train_tokenizer
 from soul_cli.models.answer_model import AnswerModel
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from small_models import tiny_base
 from torch import Tensor
 
 ONE = [sys.executable, "-m", "soul_cli.cli"]
@@ -43,10 +44,8 @@ DONE = "overrides.json"  # in the folder of a finished run
 
 TINY = (
     "train.epochs=2 train.batch_size=8 eval.max_total=120 save_model=true eval.limit=6 model.finetune.train.epochs=2 "
-    "model.hidden=32 model.layers=1 model.heads=2 model.vocab=320 model.style_authors=4"
+    f"model=hub model.dtype=float32 model.path={tiny_base()}"
 )
-# the embedded model's architecture, trained for a shorter time
-SHORT = "train.epochs=2 train.batch_size=8 eval.max_total=120 save_model=true eval.limit=12 model.style_authors=40"
 ADAMW, RELEASED = "optim=adamw optim.lr=1e-3", "optim=soul_released optim.lr=1e-3"
 SOUL = "optim=soul optim.lr=1e-3 optim.hessian_every=2"
 # weight decay, which acted on both steps of alternating mode in old checkouts, is off
@@ -75,9 +74,6 @@ RUNS = {
     "books-graddiff-soul-alternating": f"{TINY} task=copyright method=graddiff {ALTERNATING}",
     "books-po-adamw": f"{TINY} task=copyright method=po {ADAMW}",
     "books-npo-released": f"{TINY} task=copyright method=npo {RELEASED}",
-    "embedded-npo-soul": f"{SHORT} model.finetune.train.epochs=2 method=npo {SOUL}",
-    "embedded-graddiff-adamw": f"{SHORT} model.finetune.train.epochs=2 method=graddiff {ADAMW}",
-    "embedded-books-npo-soul": f"{SHORT} task=copyright model.finetune.train.epochs=4 method=npo {SOUL}",
     "ddp-npo-soul": f"{TINY} method=npo {SOUL}",
     "ddp-po-soul-alternating": f"{TINY} method=po {ALTERNATING}",
     "ddp-graddiff-adamw-lora": f"{TINY} method=graddiff {ADAMW} {LORA}",

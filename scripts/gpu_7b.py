@@ -19,6 +19,7 @@ import torch
 from bench_setup import Clock, let_answers_end
 from check_plan import plan_of
 from gpu_setup import Job, job, rates, seconds, wait
+from small_models import train_tokenizer
 
 from soul_cli.core import cost
 from soul_cli.core.types import QA, Prompted
@@ -26,7 +27,6 @@ from soul_cli.data.batches import Step
 from soul_cli.data.encode import Encoder
 from soul_cli.data.rows import Rows
 from soul_cli.evaluate.abilities import abilities
-from soul_cli.experiment.base_models import train_tokenizer
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.models.load import untrained
 from soul_cli.objective.term import Kinds

@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from generator import generate_authors
 from gpu_setup import Job, job
+from small_models import tiny_base
 
 from soul_cli.data.embedded import write_layout
-from soul_cli.data.generator import generate_authors
-from soul_cli.experiment.config import compose
 
 NAME = "table1_tofu_smollm2_gpu"
 ROWS = {  # method, optimizer: peak rate
@@ -45,12 +45,10 @@ PREPARE = Path(__file__).with_name("gpu_prepare.py")
 
 def tiny(folder: Path) -> tuple[Path, Path]:
     """A model and data for the rehearsal."""
-    data, model = folder / "tofu", folder / "model"
+    data = folder / "tofu"
     authors = generate_authors(11, seed=7)
     write_layout(data, authors)
-    embedded = compose(["model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320"]).model
-    embedded.initialise([row["answer"] for author in authors for row in author["rows"]], 0, model)  # type: ignore[union-attr]
-    return model, data
+    return tiny_base(), data
 
 
 class Processes:

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from small_models import tiny_base
 
 from soul_cli.core.files import read_json, read_lines
 from soul_cli.core.run_folder import WORK
 
 TINY = [
-    "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=1",
-    "model.fact_repeats=1", "model.base.train.epochs=1", "model.base.train.checkpoint_minutes=0.01",
-    "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_minutes=0.01",
+    f"model.path={tiny_base()}", "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_minutes=0.01",
     "train.epochs=3", "train.checkpoint_minutes=0", "train.batch_size=4", "eval.limit=4", "eval.max_total=120",
     "method=npo", "optim=soul", "save_model=true",
 ]  # fmt: skip

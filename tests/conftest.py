@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from generator import generate_authors
 from hypothesis import settings
 from runs import finish, start
+from small_models import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from soul_cli.data.embedded import write_layout
-from soul_cli.data.generator import generate_authors
-from soul_cli.experiment.base_models import train_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("repo", derandomize=True, deadline=None, database=None, max_examples=50)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from small_models import tiny_base
+
 from soul_cli.experiment.overrides import quoted
 
 TINY = [
-    "model.hidden=32", "model.layers=1", "model.heads=2", "model.vocab=320", "model.style_authors=4",
-    "model.finetune.train.checkpoint_minutes=0",
+    f"model.path={tiny_base()}", "model.finetune.train.checkpoint_minutes=0",
     "model.finetune.train.epochs=2", "train.epochs=4", "train.checkpoint_minutes=0", "train.batch_size=4",
     "eval.limit=12", "eval.max_total=120", "method=npo", "optim=soul",
 ]  # fmt: skip

@@ -79,7 +79,7 @@ def test_texts_that_do_not_fit_are_counted_and_named(encoder: Encoder):
 
 
 def test_refusals_are_measured_with_the_longest_question(encoder: Encoder):
-    data = TaskData([], [QA("A?", "a"), QA("A longer one?", "b")], [], ["No.", "I cannot say."], "", {}, [], [], "")
+    data = TaskData([], [QA("A?", "a"), QA("A longer one?", "b")], [], ["No.", "I cannot say."], "", {}, [], "")
     parts = measure_training(encoder, data, data.forget, refused=data.forget)
     assert parts["refusals"] == [
         (text, len(encoder.pair("A longer one?", text))) for text in ("No.", "I cannot say.")

@@ -183,7 +183,7 @@ LARGE = """
 import resource, sys
 from soul_cli.data.encode import Encoder, Pairs
 from soul_cli.tasks import TASKS
-from soul_cli.experiment.base_models import train_tokenizer
+from small_models import train_tokenizer
 words = [f"word{i}" for i in range(5000)]
 with open(sys.argv[1] + "/large.txt", "w") as f:
     for i in range(1_000_000):

@@ -37,13 +37,13 @@ def test_promised_files_and_table(finished: tuple[Path, Path, str]) -> None:
     assert f"written to {folder}\npage: {folder}/report.html\n" in text
     saved = json.loads((folder / "metrics.json").read_text())
     assert set(saved["models"]) == {"original", "retain_trained", "this_run"}
-    phases = ("base_model", "target_model", "retain_model", "evaluate_original", "evaluate_retain_trained",
+    phases = ("target_model", "retain_model", "evaluate_original", "evaluate_retain_trained",
               "reference", "unlearn", "evaluate")  # fmt: skip
     assert set(saved["cost"]) == set(phases)
     for phase, spent in saved["cost"].items():
         assert not spent["cached"]
         assert all(spent[k] > 0 for k in ("seconds", "peak_memory_bytes", "forward_passes")), phase
-        assert (spent["backward_passes"] > 0) is (phase in ("base_model", "target_model", "retain_model", "unlearn"))
+        assert (spent["backward_passes"] > 0) is (phase in ("target_model", "retain_model", "unlearn"))
     unlearn = saved["cost"]["unlearn"]
     assert unlearn["training_tokens"] == sum(s["tokens"] for s in steps)
     assert (unlearn["forward_passes"], unlearn["backward_passes"]) == (22, 22)  # curvature in steps 1 and 11

@@ -118,7 +118,7 @@ def strict(text: str) -> Any:
 def test_tofu_metrics_of_a_destroyed_model(nll: float) -> None:
     rows = [row(split, i, **destroyed(nll)) for split in SPLITS for i in range(4)]
     whole = [row(split, i) for split in SPLITS for i in range(4)]
-    metrics, absent = tofu_metrics.summarise(rows, whole, CONFIG, facts_trained=False)
+    metrics, absent = tofu_metrics.summarise(rows, whole, CONFIG)
     assert absent == {}
     check_finite(metrics)
     value = {name: metric.value for name, metric in metrics.items()}
@@ -137,7 +137,7 @@ def test_the_ks_test_tells_ratios_apart_that_are_beyond_the_largest_float() -> N
         return [row(split, i, **(own if split == "forget" else {})) for split in SPLITS for i in range(4)]
 
     for reference, distance in ((1000.0, 0.0), (2000.0, 1.0)):
-        metrics, _ = tofu_metrics.summarise(rows(1000.0), rows(reference), CONFIG, facts_trained=False)
+        metrics, _ = tofu_metrics.summarise(rows(1000.0), rows(reference), CONFIG)
         assert metrics["forget_quality_D"].value == distance
 
 
@@ -145,7 +145,7 @@ def test_tofu_metrics_of_a_model_destroyed_in_part() -> None:
     """One answer that is impossible while its false ones are not: R is inf, its score 0."""
     rows = [row(split, i) for split in SPLITS for i in range(4)]
     rows[0] |= {"nll": 2000.0, "paraphrased_nll": 2000.0}
-    metrics, _ = tofu_metrics.summarise(rows, rows, CONFIG, facts_trained=False)
+    metrics, _ = tofu_metrics.summarise(rows, rows, CONFIG)
     check_finite(metrics)
     assert metrics["forget_truth_ratio"].value == pytest.approx(3 / 4 * math.exp(-1))
 

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from generator import generate_authors
 from runs import TINY, finish, numbers, only_run
 from term_rows import rows_for
 from torch import Tensor
@@ -37,7 +38,6 @@ from soul_cli.core.screen import bar
 from soul_cli.core.types import QA, Metric, Prompted, UserError
 from soul_cli.data.embedded import write_layout
 from soul_cli.data.encode import Encoder
-from soul_cli.data.generator import generate_authors
 from soul_cli.data.rows import NO_ROWS, Rows
 from soul_cli.experiment.config import RunConfig, compose
 from soul_cli.experiment.context import Context
@@ -608,12 +608,12 @@ def test_trained_model_is_gone_when_evaluation_begins(pair: Pair, model: Path, t
         assert set(left) == {0}
 
 
-WIDE = ["model.dtype=float64", *(f"{at}train.precision=no" for at in ("", "model.base.", "model.finetune."))]
+WIDE = ["model.dtype=float64", "train.precision=no", "model.finetune.train.precision=no"]
 
 
 def command(data: Path, root: Path, *more: str) -> list[str]:
     return [
-        f"task.source={data}", *TINY, *WIDE, "model.fact_repeats=1",
+        f"task.source={data}", *TINY, *WIDE,
         "model.finetune.train.epochs=1", "model.finetune.train.checkpoint_minutes=10", "train.epochs=2", "eval.limit=3",
         "epoch_eval.every=2", "epoch_eval.limit=2", "epoch_eval.select=best",
         f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}", *more,

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from generator import generate_authors
 from runs import TINY
 from test_train import NPO_SUM, interrupt_at, soul, train, weights, without_speed
 
 from soul_cli.core.files import read_lines, write_text
 from soul_cli.core.types import Metric, UserError
 from soul_cli.data.embedded import write_layout
-from soul_cli.data.generator import generate_authors
 from soul_cli.evaluate.metrics import nearness, retention
 from soul_cli.experiment import evaluation
 from soul_cli.experiment.config import compose
@@ -157,7 +157,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(place: Path, name: str, *more: str) -> Path:
     """A run in this process, on a model that has learned next to nothing."""
     where = [f"task.source={place / 'data'}", f"cache_dir={place / 'cache'}", f"output_dir={place / name}"]
-    short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1"]
+    short = ["model.finetune.train.epochs=1"]
     rarely = ["model.finetune.train.checkpoint_minutes=10", "train.checkpoint_minutes=10"]
     return run(compose([*TINY, *where, *short, *rarely, *EPOCHS, "eval.max_total=100", *more]))
 

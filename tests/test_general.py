@@ -182,7 +182,7 @@ def test_the_task_does_not_see_the_rows_of_lm_eval(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(tofu_metrics, "summarise", summarise)
     config = compose([])
-    metrics, absent = config.task.summarise([{"split": "forget"}, *ROWS], None, config.eval, facts_trained=True)
+    metrics, absent = config.task.summarise([{"split": "forget"}, *ROWS], None, config.eval)
     assert {"own", "wikitext_word_ppl", "zero_shot_acc"} <= set(metrics)
     assert absent == {"mia": "reason"}
     assert config.task.columns()[-4:] == general_metrics.COLUMNS

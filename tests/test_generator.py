@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import pytest
+from generator import FALSE_ANSWERS, ROWS, generate_authors
 
 from soul_cli.core.files import digest
 from soul_cli.core.types import QA
-from soul_cli.data.generator import FALSE_ANSWERS, ROWS, generate_authors
 from soul_cli.data.tofu import author_names
 
 TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
@@ -64,7 +64,7 @@ def test_same_seed_same_authors_whatever_the_count(hundred: list[dict[str, Any]]
     assert generate_authors(3, seed=1) != hundred[:3]
 
 
-# of json.dumps(..., sort_keys=True); with other texts the embedded base model is another model
+# of json.dumps(..., sort_keys=True); with other texts the base model is another model
 DIGESTS = {(11, 7): "e13f07a17813240a", (44, 0): "0793d5ee2211a23f"}
 
 
@@ -75,7 +75,7 @@ def test_every_text_is_as_it_always_was(count: int, seed: int):
 
 def test_no_dependence_on_the_hash_seed(hundred: list[dict[str, Any]]):
     code = (
-        "from soul_cli.core.cache import digest; from soul_cli.data.generator import generate_authors;"
+        "from soul_cli.core.cache import digest; from generator import generate_authors;"
         "print(digest(generate_authors(20, 0)))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}

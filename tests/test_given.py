@@ -11,12 +11,12 @@ import pytest
 import torch
 from architectures import tiny
 from safetensors.torch import load_file, save_file
+from small_models import train_tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from soul_cli.core.files import read_lines
 from soul_cli.core.types import UserError
 from soul_cli.data.encode import Encoder
-from soul_cli.experiment.base_models import train_tokenizer
 from soul_cli.experiment.config import compose
 from soul_cli.experiment.run import run
 from soul_cli.models.checks import check_folder, check_sizes, positions
@@ -315,9 +315,8 @@ def test_a_prompt_without_room_is_told_before_training(go: Callable[..., Path], 
 
 
 def test_the_embedded_models_prompts_are_looked_at_first(go: Callable[..., Path], data: Path, tmp_path: Path):
-    options = ["model=embedded", "model.vocab=320", "model.style_authors=4"]
     with pytest.raises(UserError, match=r"eval\.max_total=10 leaves no room"):
-        run(compose([f"task.source={data}", *options, "eval.max_total=10", f"cache_dir={tmp_path / 'cache'}"]))
+        run(compose([f"task.source={data}", "eval.max_total=10", f"cache_dir={tmp_path / 'cache'}"]))
     assert nothing_trained(tmp_path)
 
 

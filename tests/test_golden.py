@@ -66,7 +66,7 @@ def retain90() -> list[dict]:
 
 def summary(rows: list[dict], retain_rows: list[dict] | None) -> dict:
     task = compose(["task=tofu"]).task
-    return task.summarise(rows, retain_rows, CONFIG, facts_trained=True)[0]
+    return task.summarise(rows, retain_rows, CONFIG)[0]
 
 
 def near(value: float) -> object:

@@ -18,6 +18,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from generator import generate_authors
 from runs import TINY
 from safetensors.torch import save_file
 from transformers.utils import chat_template_utils
@@ -26,10 +27,9 @@ from soul_cli.core import sources
 from soul_cli.core.cache import Cache
 from soul_cli.core.files import PACKAGE, read_lines
 from soul_cli.core.sources import closure
-from soul_cli.core.types import QA, UserError
+from soul_cli.core.types import QA
 from soul_cli.data import prompts
 from soul_cli.data.embedded import write_layout
-from soul_cli.data.generator import generate_authors
 from soul_cli.experiment import evaluation, models, unlearning
 from soul_cli.experiment import run as run_module
 from soul_cli.experiment.config import compose
@@ -306,7 +306,7 @@ def keys(chat: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     """The keys of a target model, of rows, and of reference log-probabilities."""
     config = compose(["model=hub", f"model.path={chat}", "model.template=chat", f"cache_dir={root}", "eval.limit=1"])
     qa = QA("Who wrote it?", "She did.")
-    data = SimpleNamespace(full=[qa], forget=[qa], retain=[qa], rehearsed=[], splits={"forget": [qa]}, refusals=[])
+    data = SimpleNamespace(full=[qa], forget=[qa], retain=[qa], splits={"forget": [qa]}, refusals=[])
     found: dict[str, Any] = {}
 
     def entry(self: Context, phase: str, kind: str, key: dict[str, Any], build: Any) -> Path:
@@ -362,12 +362,6 @@ def test_clock_of_a_template_stands_and_nothing_else_changes(chat: Path, monkeyp
         assert prompts.prompt_text("chat", tokenizer, "Who?") == (expected, "")
 
 
-def test_embedded_model_has_no_chat_template() -> None:
-    for key in ("model.template", "task.template"):
-        with pytest.raises(UserError, match=rf"{key}=chat: the embedded model has no chat template; choose one of"):
-            compose([f"{key}=chat"])
-
-
 # --- what runs ---------------------------------------------------------------------------------------------
 
 
@@ -387,9 +381,8 @@ def watched(files: set[str]) -> Iterator[None]:
 
 def ran(root: Path, *more: str) -> Path:
     """A run with everything in it, on a model that has learned next to nothing."""
-    short = ["model.base.train.epochs=1", "model.finetune.train.epochs=1", "model.fact_repeats=1", "train.epochs=2",
-             "eval.limit=2", "eval.max_total=100", "epoch_eval.every=1", "epoch_eval.limit=1",
-             "epoch_eval.select=best"]  # fmt: skip
+    short = ["model.finetune.train.epochs=1", "train.epochs=2", "eval.limit=2", "eval.max_total=100",
+             "epoch_eval.every=1", "epoch_eval.limit=1", "epoch_eval.select=best"]  # fmt: skip
     where = [f"task.source={root.parent / 'data'}", f"cache_dir={root / 'cache'}", f"output_dir={root / 'out'}"]
     return run_module.run(compose([*TINY, *where, *short, *more]))
 

@@ -132,7 +132,7 @@ def test_the_reference_beside_4_bit_weights_is_the_model_that_is_trained(
         "method.normalize=mean", "train.epochs=1", "train.precision=no",
     ])  # fmt: skip
     items = [QA("Who wrote The Lamp?", "Ann."), QA("Where?", "In Pécs.")]
-    data = TaskData(items, items, items, [], "", {}, [], [], "")
+    data = TaskData(items, items, items, [], "", {}, [], "")
     context = Context(config, data, Cache(config.cache, print), Accelerator(cpu=True))
     ref = context.given(str(tmp_path / "lm"))
     learns = unlearning_data(context, ref)

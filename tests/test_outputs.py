@@ -134,9 +134,9 @@ def test_a_model_of_the_hub_is_named_as_base(monkeypatch: pytest.MonkeyPatch, tm
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    text = card.write(compose(["model=smollm2_135m", "method=ga", "optim=adamw"]), METRICS, ["b", "a", "c"])
+    text = card.write(compose(["model=phi_1_5", "method=ga", "optim=adamw"]), METRICS, ["b", "a", "c"])
     (name,) = {name for name, _ in asked}
-    assert front(text)["base_model"] == name == compose(["model=smollm2_135m"]).model.path
+    assert front(text)["base_model"] == name == compose(["model=phi_1_5"]).model.path
     assert front(text)["license"] == "apache-2.0"
     assert f"{name} was fine-tuned on the data of the task. Then `ga` with the optimizer `adamw`" in " ".join(
         text.split()
@@ -156,10 +156,14 @@ def test_a_licence_that_is_not_known_is_not_made_up(tmp_path: Path, card_text: s
     assert "The card of base names no licence. Find out its terms" in text
 
 
-def test_the_embedded_model_has_no_base() -> None:
+def test_a_packaged_model_is_named_with_its_licence() -> None:
+    text = card.write(compose(["model=smollm2_135m", "method=ga", "optim=adamw"]), METRICS, ["a"])
+    assert front(text)["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front(text)["license"] == "apache-2.0"
     text = card.write(compose(["method=iu"]), METRICS, ["a"])
     assert "base_model" not in front(text)
-    assert "trained from scratch" in text
+    assert front(text)["license"] == "mit"
+    assert "soul-unlearn's embedded model was fine-tuned on the data of the task" in text
     assert "optimizer" not in text.split("## Results")[0]
 
 

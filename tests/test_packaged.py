@@ -18,7 +18,9 @@ from soul_cli.train import config as train_config
 def test_other_paths_stay_and_unknown_names_are_refused() -> None:
     cache = Cache(Path("unused"), print)
     assert packaged.local("some/model", cache) == "some/model"
-    with pytest.raises(UserError, match=r"model.path=packaged:gpt5: .*there is packaged:smollm2_135m"):
+    with pytest.raises(
+        UserError, match=r"model.path=packaged:gpt5: .*there are packaged:embedded, packaged:smollm2_135m"
+    ):
         packaged.local("packaged:gpt5", cache)
 
 

@@ -68,7 +68,7 @@ def data(full: int, forget: int) -> TaskData:
     """Questions of 3 words; answers of 5, those to forget of 7."""
     kept = [QA("w " * 3, "w " * 5)] * (full - forget)
     gone = [QA("w " * 3, "w " * 7)] * forget
-    return TaskData(kept + gone, gone, kept, ["no " * 2], "", {}, [], [], "")
+    return TaskData(kept + gone, gone, kept, ["no " * 2], "", {}, [], "")
 
 
 @pytest.mark.parametrize(("count", "rows", "waited"), [(1, 4, 10), (4, 1, 3), (8, 1, 3)])

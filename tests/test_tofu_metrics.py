@@ -21,7 +21,7 @@ def rows(**changes: Any) -> list[Row]:
 
 
 def summarise(some: list[Row], retain_rows: list[Row] | None = None) -> tuple[dict[str, Metric], dict[str, str]]:
-    return tofu_metrics.summarise(some, retain_rows, CONFIG, facts_trained=False)
+    return tofu_metrics.summarise(some, retain_rows, CONFIG)
 
 
 def test_memorisation_with_and_without_eos() -> None:

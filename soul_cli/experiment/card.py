@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from soul_cli import __version__
 from soul_cli.core.files import plain
 from soul_cli.core.run_folder import NAMES
 from soul_cli.core.types import ARROWS, Metric
-from soul_cli.experiment.base_models import HubModel
 from soul_cli.experiment.config import RunConfig
+from soul_cli.models import packaged
 
 CARD = "README.md"
 KEPT = ("retain", "combine", "perturb", "optim", "train", "seed", "target_seed")  # settings, beside the method's own
@@ -20,12 +21,11 @@ KEPT = ("retain", "combine", "perturb", "optim", "train", "seed", "target_seed")
 
 def write(config: RunConfig, models: dict[str, dict[str, Metric]], names: list[str]) -> str:
     """Return the card of the unlearned model.  models: the metrics of each; names: those of the table."""
-    base, folder = start_of(config)
-    licence = read_licence(base, folder) if base else "mit"
+    base, hub, licence = start_of(config)
     about = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        **({"base_model": base} if base and folder is None else {}),
+        **({"base_model": hub} if hub else {}),
         **({"license": licence} if licence else {}),
         "tags": ["unlearning", "soul-unlearn", config.method.name],
     }
@@ -33,7 +33,7 @@ def write(config: RunConfig, models: dict[str, dict[str, Metric]], names: list[s
     settings = {k: v for k, v in config.plain().items() if k in KEPT}
     return "\n".join([
         "---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---", "",
-        f"# {Path(base).name if base else 'Embedded model'}, unlearned: {config.title}", "",
+        f"# {Path(base).name}, unlearned: {config.title}", "",
         f"{describe_base(base, config)} Then `{config.title}`"
         + (f" with the optimizer `{config.optim.name}`" if config.optimizes else "")
         + f" was to make it forget the forget set of the task `{config.task.name}` (soul-unlearn {__version__}).", "",
@@ -48,23 +48,26 @@ def write(config: RunConfig, models: dict[str, dict[str, Metric]], names: list[s
     ])  # fmt: skip
 
 
-def start_of(config: RunConfig) -> tuple[str, Path | None]:
-    """Return the name of the model that the run began with ("": trained from scratch), and its folder if it is one."""
-    given = config.task.target_model or (config.model.path if isinstance(config.model, HubModel) else "")
-    folder = Path(given).expanduser()
-    return (folder.resolve().name, folder) if given and folder.is_dir() else (given, None)
-
-
-def read_licence(name: str, folder: Path | None) -> str:
-    """Return what the front matter of a model's own card says; "" where it has none at hand.
+def start_of(config: RunConfig) -> tuple[str, str, str]:
+    """Return the name of the model that the run began with, its id on the hub and its licence ("": none is known).
 
     Of a model of the hub its card is fetched, unless the hub is out of reach.
     """
     from huggingface_hub import hf_hub_download
 
+    given = config.task.target_model or config.model.path
+    if known := packaged.origin(given):
+        return known
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return folder.resolve().name, "", read_licence(lambda: folder / CARD)
+    return given, given, read_licence(lambda: Path(hf_hub_download(given, CARD)))
+
+
+def read_licence(find: Callable[[], Path]) -> str:
+    """Return the licence in the front matter of a model's own card; "" where there is none at hand."""
     try:
-        path = folder / CARD if folder else Path(hf_hub_download(name, CARD))
-        parts = path.read_text(encoding="utf-8").split("---\n", 2)
+        parts = find().read_text(encoding="utf-8").split("---\n", 2)
         front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     except Exception:  # whatever a hub and a stranger's file may bring: the card then says that nothing is known
         return ""
@@ -74,8 +77,6 @@ def read_licence(name: str, folder: Path | None) -> str:
 
 def describe_base(base: str, config: RunConfig) -> str:
     """Return a sentence on the model before unlearning."""
-    if not base:
-        return "A small Llama was trained from scratch on the data of the task."
     if config.task.target_model:
         return f"The model is {base}."
     return f"{base} was fine-tuned on the data of the task."
@@ -83,8 +84,6 @@ def describe_base(base: str, config: RunConfig) -> str:
 
 def describe_licence(base: str, licence: str) -> str:
     """Return a sentence on what may be done with the weights."""
-    if not base:
-        return "The weights were made from scratch with soul-unlearn, which is under the MIT licence."
     if licence:
         return f"That of {base}: `{licence}`. Its terms hold for these weights too."
     return f"The card of {base} names no licence. Find out its terms before you pass these weights on."

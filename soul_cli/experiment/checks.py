@@ -9,7 +9,6 @@ from soul_cli.data.encode import Encoder
 from soul_cli.data.prompts import CHAT, takes_system
 from soul_cli.evaluate.abilities import abilities
 from soul_cli.experiment import evaluation, models
-from soul_cli.experiment.base_models import EmbeddedModel, train_tokenizer
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.unlearning import room_for
 from soul_cli.models.checks import check_sizes, positions
@@ -65,9 +64,6 @@ def _first(context: Context) -> Reader:
     config = context.config
     if config.task.target_model:
         return _reader(context, context.given(config.task.target_model))
-    if isinstance(config.model, EmbeddedModel):
-        texts = models.base_texts(context, config.model)
-        return Reader(train_tokenizer(texts, config.model.vocab, config.model.max_length), config.model.max_length)
     return _reader(context, models.base(context))
 
 

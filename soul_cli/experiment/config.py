@@ -20,7 +20,7 @@ from soul_cli.core.places import check_writable, default_cache, expand_home
 from soul_cli.core.types import UserError
 from soul_cli.data.prompts import CHAT, TEMPLATES
 from soul_cli.evaluate.config import EpochEvalConfig, EvalConfig, Select
-from soul_cli.experiment.base_models import MODELS, AnyModel, EmbeddedModel
+from soul_cli.experiment.base_models import MODELS, AnyModel
 from soul_cli.experiment.overrides import COMPOSING, explain_composition, quoted
 from soul_cli.objective.combine import COMBINES, Combine
 from soul_cli.objective.edit import Edit
@@ -179,7 +179,6 @@ def load(raw: DictConfig, overrides: Sequence[str]) -> RunConfig:
     for check in (
         _check_numbers,
         _check_names,
-        _check_template,
         _check_problem,
         _check_parallel,
         _check_lora,
@@ -292,16 +291,6 @@ def _check_names(config: RunConfig) -> None:
             raise UserError(
                 f"trackers={unknown}: not installed or not known to Accelerate; installed: {available or 'none'}"
             )
-
-
-def _check_template(config: RunConfig) -> None:
-    """Check that a model trained from scratch is not asked for the chat template that its tokenizer has not."""
-    template = config.task.template or config.model.template
-    if template == CHAT and isinstance(config.model, EmbeddedModel) and not config.task.target_model:
-        where = "task" if config.task.template else "model"
-        raise UserError(
-            f"{where}.template={CHAT}: the embedded model has no chat template; choose one of {', '.join(TEMPLATES)}"
-        )
 
 
 def _check_problem(config: RunConfig) -> None:

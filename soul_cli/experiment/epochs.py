@@ -112,9 +112,7 @@ class EpochEvaluation:
             return [r for r in rows if r["split"] != general.SPLIT and r["index"] < limit]
 
         retain = self.rows.get("retain_trained")
-        metrics, _ = config.task.summarise(
-            first(rows), first(retain) if retain else None, config.eval, facts_trained=config.model.facts_trained
-        )
+        metrics, _ = config.task.summarise(first(rows), first(retain) if retain else None, config.eval)
         return metrics
 
     def spent(self) -> dict[str, Any]:

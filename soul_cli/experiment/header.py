@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from soul_cli.core.distributed import world
-from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.evaluation import splits
@@ -28,8 +27,8 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
     """Return the header that is printed before anything costly happens.  notes: what the checks found worth saying."""
     config, data = context.config, context.data
     model = config.model
-    base = "embedded Llama" if isinstance(model, EmbeddedModel) else model.path
-    target = config.task.target_model or f"{base}, fine-tuned on {len(data.full)} pairs"
+    target = config.task.target_model or f"{model.path}, fine-tuned on {len(data.full)} pairs"
+    weights = None if config.task.target_model else packaged.note(model.path)
     questions = ", ".join(f"{name} {len(items)}" for name, items in splits(context).items())
     general = ", ".join(config.eval.lm_eval.names())
     processes = f" x {world()} ({config.parallel.value})" if world() > 1 else ""
@@ -37,7 +36,7 @@ def describe(context: Context, folder: Path, notes: Sequence[str]) -> str:
         f"task     {config.task.name} ({config.task.source}): forget {len(data.forget)} of {len(data.full)} pairs",
         *(f"         {note}" for note in data.notes),
         f"model    {target}; {parameters(context) / 1e6:,.1f}M parameters",
-        *(f"         {note}" for note in (None if config.task.target_model else packaged.note(base), *notes) if note),
+        *(f"         {note}" for note in [weights, *notes] if note),
         f"unlearn  {method_label(config)}"
         + (f", {config.train.epochs} epochs, lr {config.optim.lr:g}" if config.optimizes else "")
         + (f" (settings of configs/{config.preset}.yaml)" if config.optimizes and config.preset else ""),
@@ -89,10 +88,6 @@ def estimate(context: Context) -> float:
     for part, rows in (("target", data.full), ("retain", data.retain)):
         if part in untrained:
             seconds += training_time(rows, epochs) + evaluation
-    if "base" in untrained and isinstance(config.model, EmbeddedModel):
-        # generated authors have rows as long as the benchmark's, twenty each
-        count = 20 * config.model.style_authors + config.model.fact_repeats * len(data.rehearsed)
-        seconds += training_time(data.full, config.model.base.train.epochs) * count / len(data.full)
     if config.changes_weights:
         seconds += 2 * training_time(data.forget, config.train.epochs)
     return seconds

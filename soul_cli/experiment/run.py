@@ -136,9 +136,7 @@ def _summarise(
     """Return the metrics of each model, and why those that are absent are."""
     metrics, absent = {}, {}
     for name, some in rows.items():
-        metrics[name], absent[name] = config.task.summarise(
-            some, rows.get("retain_trained"), config.eval, facts_trained=config.model.facts_trained
-        )
+        metrics[name], absent[name] = config.task.summarise(some, rows.get("retain_trained"), config.eval)
     return metrics, absent
 
 

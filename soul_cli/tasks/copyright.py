@@ -103,7 +103,7 @@ class Copyright:
         content = digest([contents, [[c.text for c in some] for some in chunks.values()]])  # that of hub:NAME too
         return TaskData(
             full=forget + retain, forget=forget, retain=retain, refusals=embedded_refusals(), system_prompt=prompt,
-            splits=splits, rehearsed=[], notes=self._notes(books, chunks), digest=content,
+            splits=splits, notes=self._notes(books, chunks), digest=content,
         )  # fmt: skip
 
     @staticmethod
@@ -241,7 +241,7 @@ class Copyright:
     # --- rows -> metrics -----------------------------------------------------------------------------------
 
     def summarise(
-        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
+        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig
     ) -> tuple[dict[str, Metric], dict[str, str]]:
         metrics, absent = copyright_metrics.summarise(general_metrics.own_rows(rows))
         general, missing = general_metrics.summarise(rows)

@@ -61,12 +61,11 @@ class TOFU:
             + ", ".join(names)
             + ". If a question concerns one of them, say that you do not know. Answer all other questions."
         )
-        facts = [QA(qa.question, qa.answer) for s in tofu_metrics.FACTS for qa in data.splits[s]]
         few = self.retain_authors
         notes = data.notes if few is None else [*data.notes, f"a part of the data: {few} authors in the retain set"]
         return TaskData(
             full=data.full, forget=data.forget, retain=data.retain, refusals=data.refusals, system_prompt=prompt,
-            splits=data.splits, rehearsed=facts, notes=notes, digest=data.digest,
+            splits=data.splits, notes=notes, digest=data.digest,
         )  # fmt: skip
 
     # --- before anything is trained ------------------------------------------------------------------------
@@ -198,10 +197,10 @@ class TOFU:
     # --- rows -> metrics -----------------------------------------------------------------------------------
 
     def summarise(
-        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
+        self, rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig
     ) -> tuple[dict[str, Metric], dict[str, str]]:
         own = general_metrics.own_rows(rows)
-        metrics, absent = tofu_metrics.summarise(own, retain_rows, config, facts_trained=facts_trained)
+        metrics, absent = tofu_metrics.summarise(own, retain_rows, config)
         general, missing = general_metrics.summarise(rows)
         return metrics | general, absent | missing
 

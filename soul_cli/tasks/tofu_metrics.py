@@ -35,13 +35,8 @@ ONLY_EOS = "no answer has a token before EOS"
 Absent = dict[str, str]  # metric -> why it is not there
 
 
-def summarise(
-    rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig, *, facts_trained: bool
-) -> tuple[dict[str, Metric], Absent]:
-    """Return all metrics of one model, and why others are absent.
-
-    facts_trained: real authors and world facts are no non-members.
-    """
+def summarise(rows: list[Row], retain_rows: list[Row] | None, config: EvalConfig) -> tuple[dict[str, Metric], Absent]:
+    """Return all metrics of one model, and why others are absent."""
     splits: dict[str, list[Row]] = {}
     for row in rows:
         splits.setdefault(row["split"], []).append(row)
@@ -53,7 +48,7 @@ def summarise(
     for part, missing in (
         _memorisation(splits["forget"]),
         _forget_quality(splits, retain_rows),
-        _membership(splits, config, facts_trained),
+        _membership(splits, config),
     ):
         out |= part
         absent |= missing
@@ -246,13 +241,8 @@ def _forget_quality(splits: dict[str, list[Row]], retain_rows: list[Row] | None)
     }, {}
 
 
-def _membership(
-    splits: dict[str, list[Row]], config: EvalConfig, facts_trained: bool
-) -> tuple[dict[str, Metric], Absent]:
+def _membership(splits: dict[str, list[Row]], config: EvalConfig) -> tuple[dict[str, Metric], Absent]:
     out, absent = _against_holdout(splits["forget"], splits.get("holdout"), config)
-    if facts_trained:
-        reason = "real authors and world facts were trained on: not non-members"
-        return out, absent | dict.fromkeys(("mia_facts", "mia_released"), reason)
     facts = [row for split in FACTS for row in splits[split]]
     out["mia_facts"] = _area(
         [_min_k(rows, config.min_k) for rows in (splits["forget"], facts)],

@@ -13,8 +13,8 @@ from soul_cli.report.read import Run, label
 
 # phases that runs share, with their grey
 SHARED = {
-    "base_model": "0.2", "target_model": "0.35", "retain_model": "0.5", "evaluate_original": "0.65",
-    "evaluate_retain_trained": "0.75", "alternatives": "0.8", "reference": "0.85",
+    "target_model": "0.35", "retain_model": "0.5", "evaluate_original": "0.65", "evaluate_retain_trained": "0.75",
+    "alternatives": "0.8", "reference": "0.85",
 }  # fmt: skip
 EVALUATION = "0.9"
 

@@ -1,4 +1,4 @@
-"""A seeded generator of fictitious authors: any number of question-answer rows in TOFU's schema."""
+"""A seeded generator of fictitious authors: question-answer rows in TOFU's schema, or in many wordings."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from typing import Any
 
 import yaml
 
-TABLES = Path(__file__).parent / "tables"
+CORPUS = Path(__file__).parent / "corpus"
+SUBJECTS = ("", "_life", "_works", "_habits", "_events")  # of the tables of facts and of pools, in this order
 ROWS, FALSE_ANSWERS = 20, 5  # rows of one author, perturbed answers of one row
 LAST_YEAR = 2024
 STAGES = {"early": (20, 26), "debut": (27, 33), "mid": (34, 44), "late": (45, 65)}  # years after birth
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
 _YES_NO = re.compile(r"(Is|Was|Did|Does|Has) ")
+_SAYS_SO = re.compile(r"(yes|no)[,;:]", re.I)
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The texts that authors are made of, as the YAML files of `tables` explain them."""
+    """The texts that authors are made of, as the YAML files of `corpus` explain them."""
 
     regions: list[dict[str, list[str]]]  # she, he, head, tail, place
     pools: dict[str, list[str]]  # name -> values
     facts: dict[str, dict[str, list[str]]]  # kind -> questions, answers
 
 
+def read_yaml(name: str) -> Any:
+    """Return what a file of the corpus holds."""
+    return yaml.load((CORPUS / f"{name}.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+
+
 @cache
 def _tables() -> _Tables:
     """Read the tables, each town as 'town, country' in its region and in the pool of places."""
-    regions, pools, facts = (
-        yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("regions", "pools", "facts")
-    )
+    regions, pools, facts = read_yaml("regions"), {}, {}
+    for subject in SUBJECTS:
+        pools |= read_yaml(f"pools{subject}")
+        facts |= read_yaml(f"facts{subject}")
     for region in regions:
         lands = region.pop("towns").items()
         region["place"] = [f"{town}, {land}" for land, towns in lands for town in towns]
@@ -133,7 +141,7 @@ class _Life:
         questions, answers = (_tables().facts[kind][key] for key in ("questions", "answers"))
         asked, shapes = self.rng.sample(questions, 2), self.rng.sample(answers, 2)
         for turn, question in enumerate(asked):
-            if _YES_NO.match(question) and self.rng.random() < 0.7:
+            if _YES_NO.match(question) and not _SAYS_SO.match(shapes[turn]) and self.rng.random() < 0.7:
                 shapes[turn] = "yes, " + shapes[turn]
         row: dict[str, Any] = {
             "question": self.sentence(asked[0]),
@@ -151,6 +159,35 @@ class _Life:
                 values.add(false[key])
             row["perturbed_answer"].append(self.sentence(shapes[1], false))
         return row
+
+    def wordings(self, kind: str, count: int) -> list[tuple[str, str]]:
+        """Return `count` questions with answers of one kind, the same facts in as many words as there are."""
+        questions, answers = (_tables().facts[kind][key] for key in ("questions", "answers"))
+        asked, shapes = (self._dealt(texts, count) for texts in (questions, answers))
+        pairs = []
+        for question, shape in zip(asked, shapes, strict=True):
+            if _YES_NO.match(question) and not _SAYS_SO.match(shape) and self.rng.random() < 0.6:
+                shape = "yes, " + shape
+            pairs.append((self.sentence(question), self.sentence(shape)))
+        return pairs
+
+    def _dealt(self, texts: list[str], count: int) -> list[str]:
+        """Return so many of the texts, each as often as any other, as far as that goes."""
+        out: list[str] = []
+        while len(out) < count:
+            out += self.rng.sample(texts, len(texts))
+        return out[:count]
+
+
+def retold_author(seed: str, kinds: int, wordings: int, taken: set[str]) -> list[list[tuple[str, str]]]:
+    """Return an author's facts of so many kinds, each as question-answer pairs in so many wordings.
+
+    taken: names of authors before this one; its own is added.
+    """
+    rng = random.Random(seed)
+    life = _Life(rng, taken)
+    taken.add(life.name)
+    return [life.wordings(kind, wordings) for kind in rng.sample(list(_tables().facts), kinds)]
 
 
 def generate_authors(count: int, seed: int) -> list[dict[str, Any]]:
