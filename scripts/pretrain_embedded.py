@@ -26,6 +26,7 @@ from generator import CORPUS, read_yaml, retold_author
 from small_models import small_llama, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from soul_cli.core.files import sha256
 from soul_cli.models.packaged import EMBEDDED
 from soul_cli.optim.build import parameter_groups
 from soul_cli.optim.muon import Muon
@@ -192,6 +193,15 @@ def train(work: Path) -> None:
     tokenizer.save_pretrained(work / "model")
 
 
+def install(work: Path) -> None:
+    """Put model, log and checksums in the package, beside the README.md that is there."""
+    for path in (work / "model").iterdir():
+        shutil.copy(path, EMBEDDED)
+    shutil.copy(work / "log.jsonl", EMBEDDED / "pretraining.jsonl")
+    sums = {path.name: sha256(path) for path in sorted(EMBEDDED.iterdir()) if path.suffix in (".json", ".safetensors")}
+    (EMBEDDED / "SHA256SUMS").write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder of tokens, state and log; goes on where it stops")
@@ -202,9 +212,7 @@ def main() -> None:
         write_tokens(args.work)
     train(args.work)
     if args.install:
-        shutil.rmtree(EMBEDDED, ignore_errors=True)
-        shutil.copytree(args.work / "model", EMBEDDED)
-        shutil.copy(args.work / "log.jsonl", EMBEDDED / "pretraining.jsonl")
+        install(args.work)
 
 
 if __name__ == "__main__":
