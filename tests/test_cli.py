@@ -85,22 +85,24 @@ def test_killed_anywhere_gives_the_same_numbers(data: Path, finished: tuple[Path
         assert costs(out) == costs(whole), name
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(
-    data: Path, finished: tuple[Path, Path, str], tmp_path: Path
+    data: Path, finished: tuple[Path, Path, str], tmp_path: Path, number: int
 ) -> None:
     """Also where no checkpoint is due for long, and finished rows are not made again."""
     cache, whole, _ = finished
     rarely = "train.checkpoint_minutes=1000"
     process = start(data, cache, tmp_path, rarely)
     wait_for(process, lambda: any(tmp_path.glob(f"*/*/{WORK}/start")))
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert "Traceback" not in out + err
     (state,) = tmp_path.glob(f"*/*/{WORK}/checkpoint/state.json")
     steps = len(json.loads(state.read_text())["records"])
     assert 0 < steps < 20
-    assert err == f"stopped by SIGUSR1 after step {steps} of 20; the same command goes on\n"
+    name = signal.Signals(number).name
+    assert err == f"stopped by {name} after step {steps} of 20; the same command goes on\n"
     finish(start(data, cache, tmp_path, rarely))
     assert numbers(tmp_path) == numbers(whole)
     assert costs(tmp_path)["unlearn"] == costs(whole)["unlearn"]
